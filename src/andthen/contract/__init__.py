@@ -1,0 +1,1 @@
+"""The words of the API. Pure: no IO, no clock, no randomness."""

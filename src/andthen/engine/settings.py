@@ -1,0 +1,41 @@
+"""What the engine can be told; filled in by the configuration, carried to the engine's process as JSON."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+
+class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """One model file and how to run it."""
+
+    path: str
+    """A GGUF file."""
+    context: Annotated[int, Meta(ge=0)] = 0
+    """Longest sequence in tokens; 0 takes the model's own."""
+    cells: Annotated[int, Meta(ge=0)] = 0
+    """Tokens that the key-value pool holds for all sequences together; 0 chooses 32 contexts, or as many as fit
+    into 2 GiB, and never fewer than one."""
+    gpu_layers: int = 0
+    """Layers to place on a GPU where the library has one; −1 is all."""
+    deterministic: bool = False
+    """Promise that a seed gives the same bytes under any load. True of F16 models on a CPU that were measured."""
+
+
+class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    """The embedded engine: one process, all local models."""
+
+    models: dict[str, ModelSettings] = {}
+    """By whole name, `local/NAME`; the first is the default of the tokenizer routes."""
+    threads: Annotated[int, Meta(ge=0)] = 0
+    """Threads that compute; 0 is one fewer than the machine's cores, at least one."""
+    memory_bytes: Annotated[int, Meta(ge=0)] = 0
+    """Bound of all loaded models' weights and key-value pools; models idle longest are unloaded to keep it.
+    0 is half of the machine's memory."""
+    max_waiting: Annotated[int, Meta(ge=1)] = 256
+    """Requests that may wait for their turn; past it 503 `no_capacity`."""
+    max_sequences: Annotated[int, Meta(ge=1, le=254)] = 128
+    """Sequences that a model runs at once."""
+    batch_tokens: Annotated[int, Meta(ge=32, le=4096)] = 256
+    """Tokens that one step computes at most: the bound of what a long prompt may delay the others."""
