@@ -1,0 +1,90 @@
+# Everything a newcomer needs: `make serve` to use it, `make test` to change it. Paths are relative, so a folder with
+# spaces in its name is fine; a stamp file marks what is installed, so nothing is done twice.
+
+PYTHON ?= python3
+CLIENTS := scale-gp scale-gp-beta openai langchain-openai lm-eval node
+
+PY := .venv/bin/python
+UV := .venv/bin/uv
+RUNTIME := .venv/.runtime-installed
+DEV := .venv/.dev-installed
+CLIENT_STAMPS := $(CLIENTS:%=.venvs/%/.installed)
+NODE_MODULES := tests/clients/node/node_modules/.package-lock.json
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help install serve test check format soak bench docs lock clients chromium clean
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | sort | while IFS="$$(printf '\t')" read -r name what; do \
+	  printf '  make %-8s %s\n' "$$name" "$$what"; done
+
+install: $(RUNTIME)  ## make .venv, with .venv/bin/andthen in it
+
+serve: $(RUNTIME)  ## install what is missing and start the server (PORT=…, HOST=…, ARGS="--model NAME=PATH")
+	@exec .venv/bin/andthen serve $(if $(PORT),--port "$(PORT)") $(if $(HOST),--host "$(HOST)") $(ARGS)
+
+test: $(DEV) clients chromium  ## install what is missing and run the whole suite (ARGS="-k name")
+	$(PY) -m pytest $(ARGS)
+
+check: $(DEV)  ## lint, types, floors, sizes, freshness of the docs
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	.venv/bin/lint-imports
+	$(PY) -m checks.sizes
+	$(PY) -m checks.docs
+
+format: $(DEV)  ## put the code into its form
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+
+soak: $(DEV)  ## the tests that take longer than a test may
+	$(PY) -m pytest -m soak $(ARGS)
+
+bench: $(DEV)  ## measure the engine beside its peers
+	$(PY) -m bench $(ARGS)
+
+docs: $(DEV)  ## print the tables in README and docs anew from the code
+	$(PY) -m checks.docs --write
+
+lock: $(DEV)  ## resolve requirements/*.txt again (ARGS="--upgrade")
+	$(PY) -m checks.lock $(ARGS)
+
+clean:  ## remove everything that make made
+	rm -rf .venv .venvs tests/clients/node/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { echo \
+	  "andthen needs Python 3.11 or newer, and '$(PYTHON)' is not. Name another: make PYTHON=python3.12 …" >&2; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo \
+	  "'$(PYTHON) -m venv' failed; on Debian and Ubuntu: apt-get install python3-venv" >&2; rm -rf .venv; exit 1; }
+	@touch $@
+
+$(RUNTIME): requirements/runtime.txt requirements/build.txt pyproject.toml | .venv/.made
+	$(PY) -m pip install --quiet --require-hashes -r requirements/runtime.txt -r requirements/build.txt
+	$(PY) -m pip install --quiet --no-index --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(DEV): requirements/dev.txt $(RUNTIME)
+	$(PY) -m pip install --quiet --require-hashes -r requirements/dev.txt
+	@touch $@
+
+clients: $(DEV)
+	@$(MAKE) --no-print-directory --jobs=4 $(CLIENT_STAMPS) $(NODE_MODULES)
+
+.venvs/%/.installed: requirements/client-%.txt | $(DEV)
+	$(UV) venv --quiet --clear --python $(PY) .venvs/$*
+	$(UV) pip install --quiet --require-hashes --python .venvs/$*/bin/python -r $<
+	@touch $@
+
+$(NODE_MODULES): tests/clients/node/package-lock.json .venvs/node/.installed
+	cd tests/clients/node && PATH="../../../.venvs/node/bin:$$PATH" npm ci --silent --no-audit --no-fund --ignore-scripts
+	@touch $@
+
+chromium:
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get -qq update && \
+	    DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends chromium >/dev/null; } || \
+	  { echo "The page is tested in Chromium, and none is here. Install it: apt-get install chromium" >&2; exit 1; }
