@@ -6,12 +6,11 @@ CLIENTS := scale-gp scale-gp-beta openai langchain-openai lm-eval node
 
 PY := .venv/bin/python
 UV := .venv/bin/uv
+PIP_INSTALL := $(PY) -m pip install --quiet --quiet --disable-pip-version-check
 RUNTIME := .venv/.runtime-installed
 DEV := .venv/.dev-installed
 CLIENT_STAMPS := $(CLIENTS:%=.venvs/%/.installed)
 NODE_MODULES := tests/clients/node/node_modules/.package-lock.json
-
-export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .PHONY: help install serve test check format soak bench docs lock clients chromium clean
 
@@ -63,24 +62,27 @@ clean:  ## remove everything that make made
 	@touch $@
 
 $(RUNTIME): requirements/runtime.txt requirements/build.txt pyproject.toml | .venv/.made
-	$(PY) -m pip install --quiet --require-hashes -r requirements/runtime.txt -r requirements/build.txt
-	$(PY) -m pip install --quiet --no-index --no-deps --no-build-isolation --editable .
+	@echo "Installing what requirements/runtime.txt locks into .venv …" >&2
+	@$(PIP_INSTALL) --require-hashes -r requirements/runtime.txt -r requirements/build.txt
+	@$(PIP_INSTALL) --no-index --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(DEV): requirements/dev.txt $(RUNTIME)
-	$(PY) -m pip install --quiet --require-hashes -r requirements/dev.txt
+	@echo "Installing what requirements/dev.txt locks into .venv …" >&2
+	@$(PIP_INSTALL) --require-hashes -r requirements/dev.txt
 	@touch $@
 
 clients: $(DEV)
-	@$(MAKE) --no-print-directory --jobs=4 $(CLIENT_STAMPS) $(NODE_MODULES)
+	@$(MAKE) --no-print-directory --silent --jobs=4 $(CLIENT_STAMPS) $(NODE_MODULES)
 
 .venvs/%/.installed: requirements/client-%.txt | $(DEV)
-	$(UV) venv --quiet --clear --python $(PY) .venvs/$*
-	$(UV) pip install --quiet --require-hashes --python .venvs/$*/bin/python -r $<
+	@echo "Installing what $< locks into .venvs/$* …" >&2
+	@$(UV) venv --quiet --clear --python $(PY) .venvs/$*
+	@$(UV) pip install --quiet --require-hashes --python .venvs/$*/bin/python -r $<
 	@touch $@
 
 $(NODE_MODULES): tests/clients/node/package-lock.json .venvs/node/.installed
-	cd tests/clients/node && PATH="../../../.venvs/node/bin:$$PATH" npm ci --silent --no-audit --no-fund --ignore-scripts
+	@cd tests/clients/node && PATH="../../../.venvs/node/bin:$$PATH" npm ci --silent --no-audit --no-fund --ignore-scripts
 	@touch $@
 
 chromium:
