@@ -1,0 +1,170 @@
+"""What can be measured, and the one page that tells it for all processes. Knows no request and no engine: the others
+call it. Nothing of a caller's text may become a label; a model's label is a configured name.
+
+Every process of one server writes its numbers into memory-mapped files of its own in the run directory
+(prometheus_client's multiprocess mode), and any of them prints the sum. The files are named by a process's place
+("worker-0", "engine") and not by its number, so that a process that is started again goes on counting where its
+predecessor was, and no file is left behind.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from msgspec import Struct
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess, values
+
+CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
+
+_DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+
+
+class Row(Struct, frozen=True):
+    """A metric before any process measures it."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    text: str
+    labels: tuple[str, ...] = ()
+
+
+_REQUESTS = Row(
+    "andthen_requests_total",
+    "counter",
+    "Requests answered or given up; status 499 is a client that went away.",
+    ("route", "status"),
+)
+_OPEN_REQUESTS = Row("andthen_open_requests", "gauge", "Requests in work.")
+_REQUEST_SECONDS = Row(
+    "andthen_request_seconds", "histogram", "From a request's headers to the end of its reply.", ("route",)
+)
+_FIRST_TEXT_SECONDS = Row(
+    "andthen_first_text_seconds", "histogram", "From a completion's headers to its first generated token.", ("model",)
+)
+_TOKENS = Row(
+    "andthen_tokens_total",
+    "counter",
+    "Tokens of completions as in their usage; kind is prompt, cached or completion.",
+    ("model", "kind"),
+)
+_DEATHS = Row(
+    "andthen_process_deaths_total",
+    "counter",
+    "Processes that died unasked and were started again; process is engine or worker.",
+    ("process",),
+)
+_ENGINE_COUNTERS = (
+    Row("andthen_engine_steps_total", "counter", "Decoding steps that the engine did."),
+    Row("andthen_engine_prompt_tokens_total", "counter", "Prompt tokens that the engine was given."),
+    Row("andthen_engine_cached_tokens_total", "counter", "Prompt tokens that the prefix cache spared."),
+    Row("andthen_engine_generated_tokens_total", "counter", "Tokens that the engine generated."),
+)
+_ENGINE_GAUGES = (
+    Row("andthen_engine_running", "gauge", "Sequences that run in the engine."),
+    Row("andthen_engine_waiting", "gauge", "Requests that wait in the engine for their turn."),
+    Row("andthen_engine_cells_used", "gauge", "Cells in use of the loaded models' key-value pools."),
+    Row("andthen_engine_cells_total", "gauge", "Cells that the loaded models' key-value pools have."),
+)
+ROWS = (
+    _REQUESTS,
+    _OPEN_REQUESTS,
+    _REQUEST_SECONDS,
+    _FIRST_TEXT_SECONDS,
+    _TOKENS,
+    _DEATHS,
+    *_ENGINE_COUNTERS,
+    *_ENGINE_GAUGES,
+)
+"""Every metric there is."""
+
+
+def join(run_dir: Path, place: str) -> None:
+    """From now on this process's metrics are written for all to read. To be called before any metric is made.
+
+    Args:
+        run_dir: the directory that all processes of this server share.
+        place: which of them this is; unique among the living, and without "_".
+    """
+    os.environ[_DIRECTORY_VARIABLE] = str(run_dir)
+    values.ValueClass = values.MultiProcessValue(process_identifier=lambda: place)  # type: ignore[no-untyped-call]
+
+
+def forget(run_dir: Path, place: str) -> None:
+    """A process died: its gauges no longer hold. What it counted stays counted."""
+    multiprocess.mark_process_dead(place, str(run_dir))  # type: ignore[no-untyped-call]
+
+
+def exposition(registry: CollectorRegistry) -> bytes:
+    """The page for Prometheus: of all processes after `join`, else of this registry alone."""
+    if _DIRECTORY_VARIABLE in os.environ:
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
+
+
+class ServerMetrics:
+    """What a worker measures."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.requests = _counter(_REQUESTS, registry)
+        self.open_requests = _gauge(_OPEN_REQUESTS, registry)
+        self.request_seconds = _histogram(_REQUEST_SECONDS, registry)
+        self.first_text_seconds = _histogram(_FIRST_TEXT_SECONDS, registry)
+        self.tokens = _counter(_TOKENS, registry)
+        self.open_requests.set(0)
+
+
+class SupervisorMetrics:
+    """What the supervising process measures."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.deaths = _counter(_DEATHS, registry)
+
+
+class EngineMetrics:
+    """What the engine tells of itself."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._counters = [(_short_name(row), _counter(row, registry)) for row in _ENGINE_COUNTERS]
+        self._gauges = [(_short_name(row), _gauge(row, registry)) for row in _ENGINE_GAUGES]
+        self._counted: dict[str, float] = {}
+
+    def update(self, stats: Mapping[str, float]) -> None:
+        """Takes over the engine's counts since its start and its present values, named as the metrics are without
+        `andthen_engine_` and `_total`. What is not told is 0."""
+        for name, counter in self._counters:
+            now = stats.get(name, 0.0)
+            counter.inc(now - self._counted.get(name, 0.0))
+            self._counted[name] = now
+        for name, gauge in self._gauges:
+            gauge.set(stats.get(name, 0.0))
+
+
+def metrics_markdown() -> str:
+    """The table of all metrics, for the documentation."""
+    lines = ["| metric | kind | labels | what |", "|---|---|---|---|"]
+    for row in ROWS:
+        labels = ", ".join(f"`{label}`" for label in row.labels) or "–"
+        lines.append(f"| `{row.name}` | {row.kind} | {labels} | {row.text} |")
+    return "\n".join(lines) + "\n"
+
+
+def _counter(row: Row, registry: CollectorRegistry) -> Counter:
+    return Counter(row.name, row.text, row.labels, registry=registry)
+
+
+def _gauge(row: Row, registry: CollectorRegistry) -> Gauge:
+    return Gauge(row.name, row.text, row.labels, registry=registry, multiprocess_mode="livesum")
+
+
+def _histogram(row: Row, registry: CollectorRegistry) -> Histogram:
+    return Histogram(row.name, row.text, row.labels, registry=registry, buckets=_BUCKETS_S)
+
+
+def _short_name(row: Row) -> str:
+    return row.name.removeprefix("andthen_engine_").removesuffix("_total")
