@@ -1,0 +1,78 @@
+"""How log lines look and where they go: to stderr, one event a line. Knows no request; who logs decides what.
+
+Nobody logs a prompt, a completion or a key. Tracebacks are printed without their local variables, for these hold all
+three. A request's id comes in by `structlog.contextvars`. Every process calls `configure` once, at its start.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import MutableMapping
+from typing import Any, Literal, TextIO
+
+from msgspec import Struct
+
+LIBRARIES = ("uvicorn", "uvicorn.error", "uvicorn.access")
+"""Loggers that libraries equip with handlers of their own."""
+
+
+class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What stderr gets."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least important level that is written."""
+    format: Literal["auto", "json", "console"] = "auto"
+    """`json`: one object a line. `console`: for eyes. `auto`: console on a terminal, else JSON."""
+
+
+def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
+    """Sends structlog's events, and those of the libraries that use `logging`, to `stream` (default: stderr)."""
+    # Imported here, because LogSettings is needed by commands that log nothing and shall start at once.
+    import structlog
+    from structlog.typing import Processor
+
+    out = sys.stderr if stream is None else stream
+    level = logging.getLevelNamesMapping()[settings.level.upper()]
+    console = settings.format == "console" or (settings.format == "auto" and out.isatty())
+    stamped: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
+        structlog.processors.StackInfoRenderer(),
+    ]
+    rendered: list[Processor]
+    if console:
+        plain = structlog.dev.plain_traceback
+        rendered = [
+            _escape,
+            structlog.dev.ConsoleRenderer(colors=out.isatty(), exception_formatter=plain, timestamp_key="at"),
+        ]
+    else:
+        rendered = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
+    structlog.configure(
+        processors=[*stamped, *rendered],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(out),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(out)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[*stamped, structlog.stdlib.add_logger_name],
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *rendered],
+        )
+    )
+    logging.root.handlers[:] = [handler]
+    logging.root.setLevel(level)
+    for name in LIBRARIES:
+        library = logging.getLogger(name)
+        library.handlers.clear()
+        library.propagate = True
+
+
+def _escape(_logger: object, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Keeps a library's message from breaking the line or steering the terminal; the renderers do so for values."""
+    if not event["event"].isprintable():
+        event["event"] = repr(event["event"])
+    return event

@@ -1,0 +1,227 @@
+"""Settings: where they come from, and what is said when they can't be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from andthen import config
+from andthen.config import ConfigError, load, settings_markdown, variable_name
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    return tmp_path
+
+
+@pytest.fixture
+def environ(home: Path) -> dict[str, str]:
+    return {"ANDTHEN_HOME": str(home), "PATH": "/usr/bin"}
+
+
+@pytest.fixture
+def gguf(home: Path) -> Path:
+    path = home / "draft.gguf"
+    path.write_bytes(b"GGUF" + bytes(20))
+    return path
+
+
+def write(home: Path, text: str) -> Path:
+    path = home / "andthen.toml"
+    path.write_text(text)
+    return path
+
+
+def test_without_any_setting_the_shipped_model_is_served(environ: dict[str, str], home: Path) -> None:
+    found = load(environ)
+    assert (found.home, found.file, found.database) == (home, None, home / "andthen.db")
+    assert list(found.engine.models) == ["local/tale"]
+    assert found.engine.models["local/tale"].deterministic
+    assert Path(found.engine.models["local/tale"].path).read_bytes()[:4] == b"GGUF"
+
+
+def test_the_command_line_is_above_the_variable_and_that_above_the_file(environ: dict[str, str], home: Path) -> None:
+    write(home, "[server]\nport = 1\nworkers = 1\ndrain_s = 1\nhost = '::1'\n")
+    environ |= {"ANDTHEN_SERVER_PORT": "2", "ANDTHEN_SERVER_WORKERS": "2", "ANDTHEN_SERVER_DRAIN_S": ""}
+    server = load(environ, options={("server", "port"): 3, ("server", "workers"): None}).server
+    assert (server.port, server.workers, server.drain_s, server.host) == (3, 2, 1, "::1")
+
+
+def test_a_file_is_named_by_the_option_then_by_the_variable_then_by_its_place(
+    environ: dict[str, str], home: Path
+) -> None:
+    write(home, "[server]\nport = 1\n")
+    for number in (2, 3):
+        (home / f"{number}.toml").write_text(f"[server]\nport = {number}\n")
+    assert load(environ).server.port == 1
+    environ["ANDTHEN_CONFIG"] = str(home / "2.toml")
+    assert load(environ).server.port == 2
+    assert load(environ, file=home / "3.toml").server.port == 3
+
+
+def test_variables_are_read_as_their_setting_wants_them(environ: dict[str, str]) -> None:
+    environ |= {
+        "ANDTHEN_SERVER_CORS_ORIGINS": "https://a.example, https://b.example",
+        "ANDTHEN_SERVER_ACCESS_LOG": "false",
+        "ANDTHEN_SERVER_STREAM_OPEN_AFTER_S": "0.5",
+        "ANDTHEN_SERVER_METRICS_KEY": "17",
+        "ANDTHEN_LOGS_LEVEL": "debug",
+        "ANDTHEN_LIMITS_MAX_STOPS": "16",
+    }
+    found = load(environ)
+    assert found.server.cors_origins == ("https://a.example", "https://b.example")
+    assert not found.server.access_log
+    assert found.server.stream_open_after_s == 0.5
+    assert found.server.metrics_key == "17"
+    assert found.logs.level == "debug"
+    assert found.limits.max_stops == 16
+
+
+FILE_ERRORS = {
+    "no TOML": ("[server]\nport = \n", r"andthen\.toml: Invalid value \(at line 2, column 8\)"),
+    "a model's name without quotes": ("[models.local/x]\n", r'at line 1.*write|\[models\."local/NAME"\]'),
+    "unknown section": ("\n[serve]\n", r"line 2: there is no section \[serve\]\. Did you mean `server`\?"),
+    "unknown setting": ("[server]\n\nprot = 1\n", r"line 3: \[server\] has no setting `prot`\. Did you mean `port`\?"),
+    "nothing like it": ("[logs]\nzzz = 1\n", r"line 2: .*`zzz`\. There are: format, level\."),
+    "a section that is none": ("server = 1\n", r"line 1: `server` is a table: write \[server\]"),
+    "out of range": (
+        "[server]\nport = 99999\n",
+        r"line 2: \[server\] port must be an integer, at least 0, at most 65535",
+    ),
+    "another type": (
+        "[server]\nport = '80'\n",
+        r"line 2: \[server\] port must be an integer.* Change or remove the line",
+    ),
+    "a truth for a number": ("[server]\ndrain_s = true\n", "drain_s must be a number"),
+    "no such choice": ("[logs]\nlevel = 'loud'\n", "level must be one of debug, error, info, warning"),
+    "a bad list": ("[server]\ncors_origins = ['a', 1]\n", "cors_origins must be a list, each a text"),
+    "after a long value": ("[server]\nhost = '''\n[logs]\n'''\ncors_origins = [\n'a',\n]\nport = 'x'\n", "line 8: "),
+    "within a long value": ("[server]\nport = 1\ncors_origins = [\n'a',\n1\n]\n", "line 3: "),
+    "a dotted key": ("logs.format = 'json'\nserver.port = 'x'\n", "line 2: "),
+    "an inline table": ("\nserver = {port = 'x'}\n", "line 2: "),
+    "models that are none": ("models = 1\n", r"line 1: `models` holds a table"),
+    "a model that is none": ("[models]\n'local/x' = 1\n", r"line 2: `local/x` is a table"),
+    "another vendor": ("[models.'openai/x']\n", r"line 1: .*a local model's name is local/"),
+    "a model without a file": ("[models.'local/x']\ncontext = 1\n", r'line 1: .*needs either `path = "x.gguf"`'),
+    "a model with two files": ("[models.'local/x']\npath = 'a'\nhf = 'a/b:c.gguf'\n", "line 1: .*needs either"),
+    "a model's unknown setting": (
+        "[models.'local/x']\npth = 'a'\n",
+        r"line 2: .*no setting `pth`\. Did you mean `path`",
+    ),
+    "a model's bad setting": (
+        "[models.'local/x']\npath = 'a'\ncontext = -1\n",
+        "line 3: .* context must be an integer",
+    ),
+    "a missing file": ("[models.'local/x']\npath = 'no.gguf'\n", r"line 2: .*/no\.gguf can't be read: No such file"),
+    "no hub name": ("[models.'local/x']\nhf = 'a'\n", "line 2: .*not of the form hf:owner/repo:file.gguf"),
+    "not pulled": ("[models.'local/x']\nhf = 'a/b:c.gguf'\n", "line 2: .*run `andthen models pull hf:a/b:c.gguf`"),
+    "no model at all": ("[models.'local/tale']\nenabled = false\n", "no model is enabled"),
+}
+
+
+@pytest.mark.parametrize(("text", "message"), FILE_ERRORS.values(), ids=FILE_ERRORS)
+def test_an_error_in_the_file_names_the_line_and_the_remedy(
+    environ: dict[str, str], home: Path, text: str, message: str
+) -> None:
+    path = write(home, text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(environ)
+    assert str(path) in str(caught.value) or "no model" in message
+
+
+def test_a_file_that_is_no_model_is_told(environ: dict[str, str], home: Path) -> None:
+    path = write(home, "[models.'local/x']\npath = 'andthen.toml'\n")
+    with pytest.raises(ConfigError, match=rf"line 2: .*{path} is no GGUF file: it does not begin with `GGUF`"):
+        load(environ)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "message"),
+    [
+        ("ANDTHEN_SERVER_PORT", "http", "ANDTHEN_SERVER_PORT: must be an integer.* Change or unset"),
+        ("ANDTHEN_SERVER_PROT", "1", "no such setting. Did you mean `ANDTHEN_SERVER_PORT`"),
+        ("ANDTHEN_SERVER_ACCESS_LOG", "perhaps", "must be true or false"),
+        ("ANDTHEN_MODELS", "x", "no such setting"),
+        ("ANDTHEN_CONFIG", "/nowhere/andthen.toml", "/nowhere/andthen.toml: there is no such settings file"),
+    ],
+)
+def test_an_error_in_a_variable_names_it(environ: dict[str, str], variable: str, value: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        load(environ | {variable: value})
+    assert variable == "ANDTHEN_CONFIG" or variable in str(caught.value)
+
+
+def test_no_error_repeats_a_value(environ: dict[str, str], home: Path) -> None:
+    write(home, "[server]\nmetrics_key = ['hunter2']\n")
+    with pytest.raises(ConfigError, match="metrics_key must be a text") as caught:
+        load(environ)
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_named_file_must_be_there(environ: dict[str, str], home: Path) -> None:
+    with pytest.raises(ConfigError, match="there is no such settings file: check --config"):
+        load(environ, file=home / "no.toml")
+
+
+def test_a_file_that_is_not_utf8_is_told(environ: dict[str, str], home: Path) -> None:
+    (home / "andthen.toml").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        load(environ)
+
+
+def test_a_bad_option_is_told(environ: dict[str, str]) -> None:
+    with pytest.raises(ConfigError, match="--workers must be an integer, at least 1"):
+        load(environ, options={("server", "workers"): 0})
+
+
+def test_models_come_from_options_then_the_file_then_the_house(environ: dict[str, str], home: Path, gguf: Path) -> None:
+    write(home, "[models.'local/b']\npath = 'draft.gguf'\ncontext = 64\n[models.'local/a/b']\npath = 'draft.gguf'\n")
+    models = load(environ, models=[f"draft={gguf}", f"local/b={gguf}"]).engine.models
+    assert list(models) == ["local/draft", "local/b", "local/a/b", "local/tale"]
+    assert models["local/b"].context == 0
+    assert {model.path for model in models.values()} >= {str(gguf)}
+
+
+def test_a_path_in_the_file_starts_at_the_file(environ: dict[str, str], home: Path, gguf: Path) -> None:
+    write(home, "[models.'local/x']\npath = 'draft.gguf'\ncells = 512\n")
+    model = load(environ).engine.models["local/x"]
+    assert (model.path, model.cells, model.deterministic) == (str(gguf), 512, False)
+
+
+def test_the_house_model_can_be_set_replaced_and_left_out(environ: dict[str, str], home: Path, gguf: Path) -> None:
+    write(home, "[models.'local/tale']\ncontext = 32\n")
+    tale = load(environ).engine.models["local/tale"]
+    assert (tale.context, tale.deterministic) == (32, True)
+    write(home, "[models.'local/tale']\npath = 'draft.gguf'\n")
+    tale = load(environ).engine.models["local/tale"]
+    assert (tale.path, tale.deterministic) == (str(gguf), False)
+    write(home, "[models.'local/tale']\nenabled = false\n")
+    assert list(load(environ, models=[f"x={gguf}"]).engine.models) == ["local/x"]
+
+
+@pytest.mark.parametrize("option", ["x", "=x", "x=", "x y=/tmp", "openai/x=/tmp", "local/=x", "x=hf:nothing", "x=/no"])
+def test_a_bad_model_option_is_told(environ: dict[str, str], option: str) -> None:
+    with pytest.raises(ConfigError, match=f"--model {option}: "):
+        load(environ, models=[option])
+
+
+def test_a_model_named_twice_is_told(environ: dict[str, str], gguf: Path) -> None:
+    with pytest.raises(ConfigError, match="local/x is named twice"):
+        load(environ, models=[f"x={gguf}", f"local/x={gguf}"])
+
+
+def test_every_setting_says_what_it_is_for() -> None:
+    page = settings_markdown()
+    for section, kind in config.SECTIONS.items():
+        for name in config.setting_types(kind):
+            assert f"`{name}`<br>`{variable_name(section, name)}`" in page
+    for line in page.splitlines():
+        if line.startswith("| `"):
+            assert all(cell.strip() for cell in line.split(" | "))
+
+
+def test_settings_are_only_what_can_be_carried_between_processes() -> None:
+    for kind in config.SECTIONS.values():
+        assert msgspec.json.decode(msgspec.json.encode(kind()), type=kind) == kind()
