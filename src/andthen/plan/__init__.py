@@ -1,0 +1,1 @@
+"""What each parameter becomes on a given model."""

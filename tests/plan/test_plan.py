@@ -1,0 +1,159 @@
+"""Rows, and what is decided by them, on requests that the contract's own parser made."""
+
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+
+from andthen.contract.errors import UnsupportedParameter
+from andthen.contract.fields import completion_fields
+from andthen.contract.limits import Limits
+from andthen.contract.request import CompletionRequest, parse
+from andthen.plan.abilities import NATIVE, Abilities, Ability, local, refused
+from andthen.plan.plan import plan
+
+LIMITS = Limits()
+
+
+def row(
+    model: str = "local/tale",
+    *,
+    fill_in_the_middle: bool = True,
+    deterministic: bool = True,
+    takes: dict[str, Ability] | None = None,
+) -> Abilities:
+    made = local(
+        model=model,
+        context=512,
+        vocab_size=4096,
+        fill_in_the_middle=fill_in_the_middle,
+        deterministic=deterministic,
+        limits=LIMITS,
+    )
+    return msgspec.structs.replace(made, parameters=made.parameters | (takes or {}))
+
+
+def asked(**fields: object) -> CompletionRequest:
+    return parse(json.dumps({"model": "local/tale", "prompt": None, **fields}).encode(), LIMITS)
+
+
+def test_the_embedded_engine_takes_every_field_of_the_contract_natively() -> None:
+    refusing = {"suffix": "The end.", "response_format": {"type": "json_object"}, "structured_outputs": {"json": {}}}
+    fields = {field.name: field.example for field in completion_fields(LIMITS)} | {"max_tokens": 64, "n": 1}
+    taken = {name: value for name, value in fields.items() if name not in (*refusing, "model")}
+    taken["best_of"] = 1
+    made = plan(asked(**taken), row())
+    assert made.steps == tuple((name, "native") for name in fields if name in taken)
+
+
+def test_the_header_tells_what_was_given_and_nothing_else() -> None:
+    request = asked(prompt="a", stop="x", n=2, seed=1, user=None, suffix="")
+    assert plan(request, row()).header() == "prompt=native, n=native, seed=native, stop=native"
+    assert plan(asked(), row()).header() == ""
+
+
+def test_a_seed_and_greedy_sampling_are_best_effort_on_a_model_that_is_not_deterministic() -> None:
+    model = row(deterministic=False)
+    assert plan(asked(seed=1, temperature=0), model).header() == "seed=best-effort, temperature=best-effort"
+    assert plan(asked(seed=1, temperature=1), model).header() == "seed=best-effort, temperature=native"
+    assert plan(asked(seed=1, temperature=0), row()).header() == "seed=native, temperature=native"
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("response_format", {"type": "json_object"}), ("structured_outputs", {"json": {"type": "object"}})],
+)
+def test_grammars_are_refused(field: str, value: object) -> None:
+    with pytest.raises(UnsupportedParameter, match=r"grammar\. Leave it out; no configured model takes it\.") as caught:
+        plan(asked(**{field: value}), row(), [row()])
+    assert caught.value.param == field
+
+
+def test_a_refusal_names_the_reason_and_the_models_that_take_it() -> None:
+    plain, coder = row(fill_in_the_middle=False), row("local/coder")
+    with pytest.raises(UnsupportedParameter) as caught:
+        plan(asked(suffix="x"), plain, [plain, coder])
+    assert caught.value.param == "suffix"
+    assert caught.value.message == (
+        "`suffix` is not taken by local/tale: the model has no fill-in-the-middle tokens."
+        " Leave it out, or use a model that takes it: local/coder."
+    )
+
+
+def test_a_refusal_names_a_few_models_of_many() -> None:
+    plain = row(fill_in_the_middle=False)
+    with pytest.raises(UnsupportedParameter, match=r"local/m0, .*, local/m4 and 15 more\.$"):
+        plan(asked(suffix="x"), plain, [row(f"local/m{number}") for number in range(20)])
+
+
+@pytest.mark.parametrize(
+    ("ability", "fields", "reason"),
+    [
+        (Ability("native", maximum=1), {"temperature": 1.5}, "its maximum is 1"),
+        (Ability("native", minimum=0.01), {"temperature": 0}, "its minimum is 0.01"),
+        (Ability("emulated", how="fan-out", maximum=8), {"n": 9}, "its maximum is 8"),
+        (Ability("native", maximum=2), {"stop": ["a", "b", "c"]}, "its maximum is 2"),
+        (refused("there is none"), {"logit_bias": {"1": 1}}, "there is none"),
+    ],
+)
+def test_a_value_that_a_model_does_not_take_is_refused_and_never_clamped(
+    ability: Ability, fields: dict[str, object], reason: str
+) -> None:
+    (name,) = fields
+    model = row(takes={name: ability})
+    with pytest.raises(UnsupportedParameter, match=f"{reason}. Leave it out, or use .*: local/wide") as caught:
+        plan(asked(**fields), model, [model, row("local/wide")])
+    assert caught.value.param == name
+
+
+def test_what_is_emulated_is_said_by_its_word() -> None:
+    model = row(takes={"n": Ability("emulated", how="fan-out"), "stop": Ability("emulated", how="scanned")})
+    assert plan(asked(n=3, stop=["x"]), model).header() == "n=fan-out, stop=scanned"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "form"),
+    [("a", "text"), (["a"], "text"), (["a", "b"], "texts"), ([1, 2], "token_ids"), ([[1], [2]], "token_id_lists")],
+)
+def test_a_prompt_is_taken_by_its_form(prompt: object, form: str) -> None:
+    forms = dict.fromkeys(row().prompt_forms, NATIVE) | {form: refused("it is not known there")}
+    model = msgspec.structs.replace(row(), prompt_forms=forms)
+    with pytest.raises(UnsupportedParameter, match="it is not known there") as caught:
+        plan(asked(prompt=prompt), model)
+    assert caught.value.param == "prompt"
+
+
+def test_echo_with_logprobs_needs_prompt_logprobs() -> None:
+    model = msgspec.structs.replace(row(), prompt_logprobs=refused("the prompt's tokens are not told"))
+    assert plan(asked(echo=True), model).header() == "echo=native"
+    assert plan(asked(logprobs=1), model).header() == "logprobs=native"
+    with pytest.raises(UnsupportedParameter, match="local/other") as caught:
+        plan(asked(echo=True, logprobs=1), model, [model, row("local/other")])
+    assert caught.value.param == "echo"
+
+
+def test_a_row_says_everything_of_every_field() -> None:
+    shown = row(fill_in_the_middle=False, deterministic=False).row()
+    assert json.loads(json.dumps(shown)) == shown
+    assert set(shown["parameters"]) == {field.name for field in completion_fields(LIMITS)} - {"model", "prompt"}
+    assert (shown["context"], shown["vocab_size"], shown["deterministic"]) == (512, 4096, False)
+    assert shown["fill_in_the_middle"] is False
+    assert shown["parameters"]["suffix"]["reason"] == "the model has no fill-in-the-middle tokens"
+    assert shown["parameters"]["seed"]["how"] == "best-effort"
+    assert shown["parameters"]["stop"] == {"support": "native", "maximum": 4}
+    assert shown["parameters"]["logprobs"] == {"support": "native", "minimum": 0, "maximum": 5}
+    assert shown["prompt_forms"]["token_ids"] == shown["prompt_logprobs"] == {"support": "native"}
+
+
+def test_a_row_follows_the_limits() -> None:
+    wide = local(
+        model="local/tale",
+        context=1,
+        vocab_size=1,
+        fill_in_the_middle=False,
+        deterministic=True,
+        limits=Limits(max_stops=16, max_logprobs=20),
+    ).parameters
+    assert (wide["stop"].maximum, wide["logprobs"].maximum) == (16, 20)
