@@ -1,0 +1,264 @@
+"""The engine: one thread that steps the models, and a few that prepare what comes in.
+
+`handle`, `gone` and `stop` may be called from any thread; what they ask is done between two steps. What a step
+brings goes out through one call of `emit`.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+
+import structlog
+
+from andthen.contract.errors import AndthenError, InternalError, NoCapacity
+from andthen.contract.events import Usage
+from andthen.engine import intake
+from andthen.engine.job import Job
+from andthen.engine.messages import (
+    Answer,
+    Cancel,
+    Credit,
+    Describe,
+    Described,
+    Detokenize,
+    Detokenized,
+    Emitted,
+    Failed,
+    Question,
+    Submit,
+    Tokenize,
+    Tokenized,
+)
+from andthen.engine.models import Models
+from andthen.engine.runner import Runner
+from andthen.engine.settings import EngineSettings
+
+_PREPARING_THREADS = 4
+_PREPARING_STACK_BYTES = 64 << 20
+"""llama.cpp splits texts by std::regex for some models, which recurses with the text's length."""
+_FULL_RETRY_AFTER_S = 2
+
+_LOG = structlog.get_logger("andthen.engine")
+
+Emit = Callable[[list[tuple[int, Answer]]], None]
+
+
+class _Ticket:
+    """A submitted request until its end."""
+
+    __slots__ = ("cancelled", "job", "model", "runner")
+
+    def __init__(self) -> None:
+        self.job: Job | None = None
+        self.runner: Runner | None = None
+        self.model = ""
+        self.cancelled = False
+
+
+class Engine:
+    """The embedded engine.
+
+    Args:
+        settings: the models and the bounds.
+        emit: called with a step's answers, each with the link that asked; from several threads, never blocking.
+    """
+
+    def __init__(self, settings: EngineSettings, emit: Emit) -> None:
+        self._settings = settings
+        self._emit = emit
+        self._models = Models(settings, self._fail, self._run_in_engine_thread)
+        self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._incoming: SimpleQueue[tuple[int, Question] | None] = SimpleQueue()
+        self._tickets: dict[tuple[int, int], _Ticket] = {}
+        self._waiting: set[tuple[int, int]] = set()
+        self._outbox: list[Job] = []
+        self._stopping = False
+        stack_bytes = threading.stack_size(_PREPARING_STACK_BYTES)
+        try:
+            for number in range(_PREPARING_THREADS):
+                threading.Thread(target=self._prepare_forever, name=f"prepare-{number}", daemon=True).start()
+        finally:
+            threading.stack_size(stack_bytes)
+
+    def handle(self, link: int, question: Question) -> None:
+        """Takes a question; the answers come through `emit`."""
+        match question:
+            case Cancel(number):
+                self._commands.put(lambda: self._cancel((link, number)))
+            case Credit(number, tokens):
+                self._commands.put(lambda: self._credit((link, number), tokens))
+            case Submit():
+                self._commands.put(lambda: self._enlist(link, question))
+            case _:
+                self._incoming.put((link, question))
+
+    def gone(self, link: int) -> None:
+        """Nobody reads this link's answers any more: its work ends."""
+        self._commands.put(lambda: self._cancel_all(link))
+
+    def stop(self) -> None:
+        """`run` returns after the current step."""
+
+        def stopping() -> None:
+            self._stopping = True
+
+        self._commands.put(stopping)
+        for _ in range(_PREPARING_THREADS):
+            self._incoming.put(None)
+
+    def run(self) -> None:
+        """Works until `stop`."""
+        progressed = False
+        while not self._stopping:
+            self._obey(wait=not progressed)  # what did not progress waits for a command: more work, or credit
+            progressed = sum([runner.step() for runner in self._models.runners if not runner.idle]) > 0
+            self._give_out()
+        for runner in self._models.runners:
+            runner.close()
+
+    def stats(self) -> dict[str, float]:
+        """Counts since the start, and what is there now."""
+        runners = self._models.runners
+        return {
+            "steps": sum(runner.steps for runner in runners),
+            "prompt_tokens": sum(runner.prompt_tokens for runner in runners),
+            "cached_tokens": sum(runner.cached_tokens for runner in runners),
+            "generated_tokens": sum(runner.generated_tokens for runner in runners),
+            "running": sum(len(runner.scheduler.running) for runner in runners),
+            "waiting": len(self._waiting),
+            "cells_used": sum(r.scheduler.cells_held + r.scheduler.prefixes.cells for r in runners),
+            "cells_total": sum(runner.scheduler.bounds.cells for runner in runners),
+        }
+
+    # In the engine's thread
+
+    def _obey(self, *, wait: bool) -> None:
+        try:
+            command = self._commands.get(block=wait)
+            while True:
+                command()
+                command = self._commands.get_nowait()
+        except Empty:
+            pass
+
+    def _run_in_engine_thread(self, function: Callable[[], None]) -> None:
+        done = threading.Event()
+
+        def run() -> None:
+            try:
+                function()
+            finally:
+                done.set()
+
+        self._commands.put(run)
+        done.wait()
+
+    def _enlist(self, link: int, submit: Submit) -> None:
+        if len(self._waiting) >= self._settings.max_waiting:
+            full = NoCapacity(
+                f"{self._settings.max_waiting} requests wait for the engine already; try again later",
+                retry_after_s=_FULL_RETRY_AFTER_S,
+            )
+            self._emit([(link, _failed(submit.job, full))])
+            return
+        key = (link, submit.job)
+        self._tickets[key] = _Ticket()
+        self._waiting.add(key)
+        self._incoming.put((link, submit))
+
+    def _start(self, key: tuple[int, int], job: Job, runner: Runner, model: str) -> None:
+        ticket = self._tickets[key]
+        if ticket.cancelled:
+            self._end(key)
+            self._models.unpin(model)
+            self._emit([(job.link, Emitted(job.number, [Usage(0, 0, cached_tokens=0)]))])
+            return
+        ticket.job, ticket.runner, ticket.model = job, runner, model
+        runner.add(job)
+
+    def _cancel(self, key: tuple[int, int]) -> None:
+        ticket = self._tickets.get(key)
+        if ticket is None:
+            return
+        if ticket.job is None or ticket.runner is None:
+            ticket.cancelled = True
+        else:
+            ticket.runner.cancel(ticket.job)
+
+    def _cancel_all(self, link: int) -> None:
+        for key in [key for key in self._tickets if key[0] == link]:
+            self._cancel(key)
+
+    def _credit(self, key: tuple[int, int], tokens: int) -> None:
+        ticket = self._tickets.get(key)
+        if ticket is not None and ticket.job is not None and ticket.runner is not None:
+            ticket.runner.credit(ticket.job, tokens)
+
+    def _end(self, key: tuple[int, int]) -> None:
+        del self._tickets[key]
+        self._waiting.discard(key)
+
+    def _give_out(self) -> None:
+        if not self._outbox:
+            return
+        jobs, self._outbox[:] = self._outbox[:], []
+        answers: list[tuple[int, Answer]] = []
+        for job in jobs:
+            answers.append((job.link, Emitted(job.number, job.take())))
+            key = (job.link, job.number)
+            self._waiting.discard(key)
+            if job.over:
+                self._models.unpin(self._tickets[key].model)
+                self._end(key)
+        self._emit(answers)
+
+    def _fail(self, job: Job, error: AndthenError) -> None:
+        key = (job.link, job.number)
+        job.over = True
+        if job in self._outbox:
+            self._outbox.remove(job)
+        self._models.unpin(self._tickets[key].model)
+        self._end(key)
+        self._emit([(job.link, _failed(job.number, error))])
+
+    # In the preparing threads
+
+    def _prepare_forever(self) -> None:
+        while (item := self._incoming.get()) is not None:
+            link, question = item
+            try:
+                self._prepare(link, question)
+            except AndthenError as error:
+                self._refuse(link, question, error)
+            except Exception:
+                _LOG.exception("engine_intake_failed", question=type(question).__name__)
+                self._refuse(link, question, InternalError("the engine could not take this request; its log says why"))
+
+    def _prepare(self, link: int, question: Question) -> None:
+        match question:
+            case Submit():
+                known = self._models.know(question.model)
+                job = intake.prepare(question, link, known.vocabulary, known.context, self._outbox)
+                runner = self._models.pin(known)
+                key = (link, question.job)
+                self._commands.put(lambda: self._start(key, job, runner, known.name))
+            case Describe(number):
+                self._emit([(link, Described(number, self._models.describe()))])
+            case Tokenize(number, model, text, add_special, parse_special):
+                vocabulary = self._models.know(model).vocabulary
+                tokens = intake.tokenize(vocabulary, text, add_special=add_special, parse_special=parse_special)
+                self._emit([(link, Tokenized(number, tokens))])
+            case Detokenize(number, model, tokens):
+                vocabulary = self._models.know(model).vocabulary
+                self._emit([(link, Detokenized(number, intake.detokenize(vocabulary, tokens)))])
+
+    def _refuse(self, link: int, question: Question, error: AndthenError) -> None:
+        if isinstance(question, Submit):
+            self._commands.put(lambda: self._end((link, question.job)))
+        self._emit([(link, _failed(question.job, error))])
+
+
+def _failed(job: int, error: AndthenError) -> Failed:
+    return Failed(job, error.code, error.message, error.param, error.retry_after_s)

@@ -1,0 +1,268 @@
+"""Which token comes next: logits → tokens and log-probabilities, a batch of rows at a time.
+
+Pure: numpy and arithmetic; the randomness is a function of (seed, step, token), so that a token drawn alone and the
+same token drawn among others are the same.
+
+A token is drawn as argmax(logit / temperature + Gumbel noise), which is a draw from the softmax of logit / temperature
+(the Gumbel-max trick; Gumbel 1954, Maddison et al. 2014, arXiv:1411.0030). Unlike inverse-CDF sampling, where every
+probability moves every threshold, the small differences that a batch's other rows make in the logits change the
+drawn token only where two candidates are that close.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import numpy.typing as npt
+from msgspec import Struct
+
+from andthen.contract.request import CompletionRequest
+
+Floats = npt.NDArray[np.float32]
+Keys = npt.NDArray[np.uint32]
+
+GREEDY_BELOW = 1e-5
+"""Temperatures under this one are greedy: divided by them, float32 logits leave no room for the noise."""
+
+_BLOCK_BYTES = 1 << 18
+_LIKELY_NUCLEUS = 256
+_MASK_64 = (1 << 64) - 1
+
+
+class Sampler:
+    """One candidate's way of choosing tokens, and what its choice depends on: the counts of its own text.
+
+    Args:
+        request: the parameters.
+        seed: of this candidate, any int; taken modulo 2⁶⁴.
+        vocab_size: length of a row of logits.
+        end_tokens: the tokens that end a generation: banned by `ignore_eos` and until `min_tokens`.
+        prompt: the prompt's tokens, which `repetition_penalty` counts (as vLLM and Hugging Face do).
+    """
+
+    def __init__(
+        self,
+        request: CompletionRequest,
+        *,
+        seed: int,
+        vocab_size: int,
+        end_tokens: Iterable[int],
+        prompt: npt.NDArray[np.int32],
+    ) -> None:
+        self.seed = seed & _MASK_64
+        self.step = 0
+        self.greedy = request.temperature < GREEDY_BELOW or request.top_p == 0.0 or request.top_k == 1
+        self.inverse_temperature = 1.0 if self.greedy else 1.0 / request.temperature
+        self.top_p = request.top_p
+        self.top_k = request.top_k if 0 < request.top_k < vocab_size else 0
+        self.min_p = request.min_p
+        self.truncates = not self.greedy and (self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0)
+        self._presence = request.presence_penalty
+        self._frequency = request.frequency_penalty
+        self._bias = request.logit_bias
+        self._counts: dict[int, int] = {}
+        self._shifts = bool(self._bias or self._presence or self._frequency)
+        self._repetition = request.repetition_penalty
+        self._prompt = prompt
+        self._vocab_size = vocab_size
+        self._banned_ends = _ids(end_tokens) if request.ignore_eos else None
+        self._early_ends = _ids([*end_tokens, *request.stop_token_ids]) if request.min_tokens > 0 else None
+        self._min_tokens = request.min_tokens
+
+    @property
+    def plain(self) -> bool:
+        """Whether the raw logits are chosen from as they stand, but for the temperature."""
+        return (
+            not self._shifts
+            and self._repetition == 1.0
+            and self._banned_ends is None
+            and (self._early_ends is None or self.step >= self._min_tokens)
+        )
+
+    @functools.cached_property
+    def _shift(self) -> Floats:
+        """What is added to each token's logit. Made when first needed: thousands of candidates may wait."""
+        shift = np.zeros(self._vocab_size, np.float32)
+        for token, bias in self._bias.items():
+            shift[token] = bias
+        return shift
+
+    @functools.cached_property
+    def _seen(self) -> npt.NDArray[np.bool_]:
+        seen = np.zeros(self._vocab_size, np.bool_)
+        seen[self._prompt] = True
+        return seen
+
+    def adjust(self, row: Floats) -> None:
+        """Applies bias, penalties and bans to one row of raw logits, in place.
+
+        Presence and frequency as OpenAI defines them: logit −= count·frequency + (count > 0)·presence.
+        """
+        if self._repetition != 1.0:
+            values = row[self._seen]
+            row[self._seen] = np.where(values > 0, values / self._repetition, values * self._repetition)
+        if self._shifts:
+            row += self._shift
+        if self._banned_ends is not None:
+            row[self._banned_ends] = -np.inf
+        if self._early_ends is not None and self.step < self._min_tokens:
+            row[self._early_ends] = -np.inf
+
+    def accept(self, token: int) -> None:
+        """The token was chosen: counts it and goes on to the next step."""
+        self.step += 1
+        if self._presence or self._frequency:
+            count = self._counts[token] = self._counts.get(token, 0) + 1
+            self._shift[token] = self._bias.get(token, 0.0) - (count * self._frequency + self._presence)
+        if self._repetition != 1.0:
+            self._seen[token] = True
+
+
+class Scores(Struct, frozen=True):
+    """Raw log-probabilities of chosen tokens and their rivals, one entry a row."""
+
+    chosen: Floats
+    """(rows,)"""
+    top_ids: npt.NDArray[np.int64]
+    """(rows, k), most probable first."""
+    top: Floats
+    """(rows, k)"""
+
+
+def choose(logits: Floats, samplers: Sequence[Sampler], noise: Floats) -> npt.NDArray[np.int64]:
+    """The next token of each row.
+
+    Args:
+        logits: raw, (rows, vocabulary); not changed.
+        samplers: one a row.
+        noise: (rows, vocabulary) from `draw_noise` with the rows' keys; overwritten.
+    """
+    scale = np.array([sampler.inverse_temperature for sampler in samplers], np.float32)
+    special = [index for index, sampler in enumerate(samplers) if not sampler.plain or sampler.truncates]
+    work = np.multiply(logits, scale[:, None])
+    for index in special:
+        sampler, row = samplers[index], work[index]
+        if not sampler.plain:
+            row[:] = logits[index]
+            sampler.adjust(row)
+            row *= scale[index]
+        if sampler.truncates:
+            truncate(row, top_k=sampler.top_k, top_p=sampler.top_p, min_p=sampler.min_p)
+    work += noise
+    tokens: npt.NDArray[np.int64] = work.argmax(axis=1)
+    return tokens
+
+
+def truncate(row: Floats, *, top_k: int, top_p: float, min_p: float) -> None:
+    """Sets to −inf, in place, what `min_p`, then `top_k`, then `top_p` exclude from one row of tempered logits.
+
+    `top_p` keeps the smallest set of the most probable tokens whose probability, among those left, reaches it. Equal
+    logits are kept or excluded together, so that no order among equals decides.
+    """
+    best = row.max()
+    if min_p > 0.0:
+        row[row < best + np.log(np.float32(min_p))] = -np.inf
+    if top_k > 0:
+        row[row < np.partition(row, -top_k)[-top_k]] = -np.inf
+    if top_p < 1.0:
+        wanted = top_p * np.exp(row - best).sum(dtype=np.float64)
+        for width in (_LIKELY_NUCLEUS, len(row)):  # sorting few is fast, and nearly always enough
+            best_few = np.partition(row, -width)[-width:] if width < len(row) else row
+            falling = np.sort(best_few)[::-1]
+            mass = np.cumsum(np.exp(falling - best), dtype=np.float64)
+            last = int(np.searchsorted(mass, wanted))
+            if last < len(falling):
+                row[row < falling[last]] = -np.inf
+                break
+
+
+def score(logits: Floats, chosen: Sequence[int], depth: int) -> Scores:
+    """Log-probabilities on the raw distribution: of the chosen token of each row, and of the `depth` most probable.
+
+    Args:
+        logits: raw, (rows, vocabulary).
+        chosen: one token id a row.
+        depth: 0 for the chosen tokens alone.
+    """
+    rows = np.arange(len(logits))
+    best = logits.max(axis=1, keepdims=True)
+    total = np.log(np.exp(logits - best).sum(axis=1, dtype=np.float64)).astype(np.float32) + best[:, 0]
+    picked = logits[rows, np.asarray(chosen)] - total
+    if depth == 0:
+        return Scores(picked, np.empty((len(logits), 0), np.int64), np.empty((len(logits), 0), np.float32))
+    depth = min(depth, logits.shape[1])
+    ids = np.argpartition(logits, -depth, axis=1)[:, -depth:]
+    values = np.take_along_axis(logits, ids, axis=1) - total[:, None]
+    order = np.lexsort((ids, -values), axis=1)
+    return Scores(picked, np.take_along_axis(ids, order, axis=1), np.take_along_axis(values, order, axis=1))
+
+
+def draw_noise(samplers: Sequence[Sampler], out: Floats, scratch: Keys) -> None:
+    """Gumbel noise for each row's next token, zero for greedy rows.
+
+    Args:
+        samplers: one a row.
+        out: (rows, vocabulary), overwritten.
+        scratch: the same shape.
+    """
+    tokens = _token_hashes(out.shape[1])
+    block = max(1, _BLOCK_BYTES // (4 * out.shape[1]))
+    keys = np.array([_row_key(sampler.seed, sampler.step) for sampler in samplers], np.uint64)
+    low, high = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.uint32)
+    for start in range(0, len(samplers), block):
+        stop = min(start + block, len(samplers))
+        bits, noise = scratch[start:stop], out[start:stop]
+        np.bitwise_xor(tokens, low[start:stop, None], out=bits)
+        _scramble(bits)
+        np.add(bits, high[start:stop, None], out=bits)
+        _scramble(bits)
+        _gumbel(bits, noise)
+    for index, sampler in enumerate(samplers):
+        if sampler.greedy:
+            out[index] = 0.0
+
+
+def _scramble(bits: Keys) -> None:
+    """MurmurHash3's 32-bit finalizer, in place (Appleby, `fmix32`, public domain)."""
+    bits ^= bits >> np.uint32(16)
+    bits *= np.uint32(0x85EBCA6B)
+    bits ^= bits >> np.uint32(13)
+    bits *= np.uint32(0xC2B2AE35)
+    bits ^= bits >> np.uint32(16)
+
+
+def _gumbel(bits: Keys, out: Floats) -> None:
+    """Uniform 32-bit words → standard Gumbel noise, −ln(−ln u), with u an odd multiple of 2⁻²⁴: exact in float32 and
+    never 0 or 1, where the noise would be infinite and the token forced."""
+    bits >>= np.uint32(9)
+    np.multiply(bits, np.float32(2**-23), out=out, casting="unsafe")
+    out += np.float32(2**-24)
+    np.log(out, out=out)
+    np.negative(out, out=out)
+    np.log(out, out=out)
+    np.negative(out, out=out)
+
+
+def _ids(tokens: Iterable[int]) -> npt.NDArray[np.int32]:
+    return np.fromiter(tokens, np.int32)
+
+
+@functools.lru_cache(maxsize=8)
+def _token_hashes(vocab_size: int) -> Keys:
+    hashes = np.arange(vocab_size, dtype=np.uint32) * np.uint32(0x9E3779B9)
+    _scramble(hashes)
+    return hashes
+
+
+def _row_key(seed: int, step: int) -> int:
+    """64 bits of (seed, step): splitmix64's finalizer (Steele, Lea and Flood 2014) over each in turn."""
+    return _mix(_mix(seed) ^ step)
+
+
+def _mix(value: int) -> int:
+    value = (value + 0x9E3779B97F4A7C15) & _MASK_64
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK_64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK_64
+    return value ^ (value >> 31)

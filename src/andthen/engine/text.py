@@ -1,0 +1,114 @@
+"""Which characters: token ids and their bytes → text and the entries of `logprobs`.
+
+Pure. A prompt's text ends where its candidates' begins; both may meet inside a character.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from andthen.contract.events import Alternative, Token
+from andthen.contract.text import Offsets, StopScanner, Utf8Decoder, token_text
+
+
+class PromptText:
+    """A prompt as its caller sees it.
+
+    Args:
+        caller: the caller's string, or None for a prompt of token ids.
+        tokens: the caller's tokens, without a BOS that the server added.
+        pieces: the vocabulary's bytes, by token id.
+    """
+
+    def __init__(self, caller: str | None, tokens: Sequence[int], pieces: Sequence[bytes]) -> None:
+        parts = [pieces[token] for token in tokens]
+        whole = b"".join(parts) if caller is None else caller.encode()
+        if caller is not None and parts and b"".join(parts) == b" " + whole:
+            parts[0] = parts[0][1:]  # a tokenizer's own space before the first word is not the caller's
+        self._tokens = tokens
+        self._parts = parts
+        self.decoder = Utf8Decoder()
+        self.text = self.decoder.feed(whole)
+        """Without a character that token ids leave incomplete."""
+        self.offsets = Offsets()
+        self.offsets.feed(whole)
+        self._pieces = pieces
+
+    def entries(self, scored: Sequence[tuple[float, tuple[Alternative, ...] | None]]) -> tuple[Token, ...]:
+        """The `logprobs` entries of the prompt: the first without a value, the others with those of `scored`."""
+        offsets = Offsets()
+        values: list[tuple[float | None, tuple[Alternative, ...] | None]] = [(None, None), *scored]
+        return tuple(
+            Token(token, token_text(self._pieces[token]), logprob, min(offsets.feed(part), len(self.text)), top)
+            for token, part, (logprob, top) in zip(self._tokens, self._parts, values, strict=True)
+        )
+
+
+class CandidateText:
+    """One candidate's text as it grows: characters as they become whole, held back where a stop may have begun.
+
+    Args:
+        prompt: what it follows.
+        stops: the stop sequences.
+        echo: the prompt is shown, so that a character begun there is completed here.
+        with_tokens: entries for `logprobs` are wanted.
+    """
+
+    def __init__(self, prompt: PromptText, stops: tuple[str, ...], *, echo: bool, with_tokens: bool) -> None:
+        self._decoder = prompt.decoder.copy() if echo else Utf8Decoder()
+        self._scanner = StopScanner(stops) if stops else None
+        self._offsets = prompt.offsets.copy() if with_tokens else None
+        self._start = len(prompt.text)
+        self._released = 0
+        self._held: deque[Token] = deque()
+        self._text: list[str] = []
+        self._tokens: list[Token] = []
+
+    def feed(self, id: int, piece: bytes, logprob: float, top: tuple[Alternative, ...] | None) -> bool:
+        """Takes a token; True if it completes a stop."""
+        if self._offsets is not None:
+            self._held.append(Token(id, token_text(piece), logprob, self._offsets.feed(piece), top))
+        return self._pass(self._decoder.feed(piece))
+
+    def feed_end(self, id: int, piece: bytes, logprob: float, top: tuple[Alternative, ...] | None) -> None:
+        """Takes the token that ended the text: an entry, but no text."""
+        if self._offsets is not None:
+            self._held.append(Token(id, token_text(piece), logprob, self._offsets.feed(b""), top))
+
+    def finish(self) -> bool:
+        """No more tokens come: releases what was held back; True if its last characters complete a stop."""
+        if self._scanner is not None and self._scanner.matched:
+            self._held.clear()
+            return True
+        stopped = self._pass(self._decoder.flush())
+        if stopped:
+            self._held.clear()
+        elif self._scanner is not None:
+            self._release(self._scanner.flush())
+        self._tokens += self._held
+        self._held.clear()
+        return stopped
+
+    def take(self) -> tuple[str, tuple[Token, ...]]:
+        """The text released since the last call and the tokens that start in it."""
+        text, tokens = "".join(self._text), tuple(self._tokens)
+        self._text.clear()
+        self._tokens.clear()
+        return text, tokens
+
+    def _pass(self, text: str) -> bool:
+        if self._scanner is None:
+            self._release(text)
+            return False
+        text, stopped = self._scanner.feed(text)
+        self._release(text)
+        return stopped
+
+    def _release(self, text: str) -> None:
+        if not text:
+            return
+        self._text.append(text)
+        self._released += len(text)
+        while self._held and self._held[0].offset < self._start + self._released:
+            self._tokens.append(self._held.popleft())
