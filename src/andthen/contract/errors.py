@@ -1,24 +1,25 @@
 """What can go wrong, as one tree. Whose fault it is stands in the type.
 
-    AndthenError
-    ├── CallerError                     the request: 4xx, not to be retried as it stands
-    │   ├── BadRequest                  400  invalid_request_error / invalid_value (the default)
-    │   │   ├── InvalidJson             400  … / invalid_json
-    │   │   ├── UnsupportedParameter    400  … / unsupported_parameter
-    │   │   └── ContextLengthExceeded   400  … / context_length_exceeded
-    │   ├── InvalidApiKey               401  authentication_error / invalid_api_key
-    │   ├── ModelNotAllowed             403  permission_error / model_not_allowed
-    │   ├── NotFound                    404  invalid_request_error / not_found
-    │   │   └── ModelNotFound           404  … / model_not_found
-    │   ├── MethodNotAllowed            405  … / method_not_allowed
-    │   ├── PayloadTooLarge             413  … / payload_too_large
-    │   ├── UnsupportedMediaType        415  … / unsupported_media_type
-    │   └── HeadersTooLarge             431  … / headers_too_large
-    └── ServerError                     ours: 5xx, to be retried
-        ├── InternalError               500  server_error / internal_error
-        ├── NoCapacity                  503  overloaded_error / no_capacity
-        ├── EngineRestarted             503  overloaded_error / engine_restarted
-        └── ShuttingDown                503  overloaded_error / shutting_down
+AndthenError
+├── CallerError                     the request: 4xx, not to be retried as it stands
+│   ├── BadRequest                  400  invalid_request_error / invalid_value (the default)
+│   │   ├── InvalidJson             400  … / invalid_json
+│   │   ├── UnsupportedParameter    400  … / unsupported_parameter
+│   │   └── ContextLengthExceeded   400  … / context_length_exceeded
+│   ├── InvalidApiKey               401  authentication_error / invalid_api_key
+│   ├── ModelNotAllowed             403  permission_error / model_not_allowed
+│   ├── NotFound                    404  invalid_request_error / not_found
+│   │   └── ModelNotFound           404  … / model_not_found
+│   ├── MethodNotAllowed            405  … / method_not_allowed
+│   ├── RequestTimeout              408  … / request_timeout, to be retried
+│   ├── PayloadTooLarge             413  … / payload_too_large
+│   ├── UnsupportedMediaType        415  … / unsupported_media_type
+│   └── HeadersTooLarge             431  … / headers_too_large
+└── ServerError                     ours: 5xx, to be retried
+    ├── InternalError               500  server_error / internal_error
+    ├── NoCapacity                  503  overloaded_error / no_capacity
+    ├── EngineRestarted             503  overloaded_error / engine_restarted
+    └── ShuttingDown                503  overloaded_error / shutting_down
 """
 
 from __future__ import annotations
@@ -53,45 +54,61 @@ class CallerError(AndthenError):
 
 
 class BadRequest(CallerError):
+    """A field is missing, of a wrong type, out of range, or at odds with another."""
+
     status = 400
     code = "invalid_value"
 
 
 class InvalidJson(BadRequest):
+    """The body is not a JSON object, not UTF-8, or nested too deep."""
+
     code = "invalid_json"
 
 
 class UnsupportedParameter(BadRequest):
+    """The model can't honour a field that the request sets."""
+
     code = "unsupported_parameter"
 
 
 class ContextLengthExceeded(BadRequest):
+    """The prompt, or the prompt with `max_tokens`, does not fit the model's context."""
+
     code = "context_length_exceeded"
 
 
 class InvalidApiKey(CallerError):
+    """The key is missing, unknown or revoked."""
+
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
 
 
 class ModelNotAllowed(CallerError):
+    """The key may not use this model."""
+
     status = 403
     type = "permission_error"
     code = "model_not_allowed"
 
 
 class NotFound(CallerError):
+    """There is no such route."""
+
     status = 404
     code = "not_found"
 
 
 class ModelNotFound(NotFound):
+    """There is no model of this name."""
+
     code = "model_not_found"
 
 
 class MethodNotAllowed(CallerError):
-    """`allow` lists the methods that the route takes."""
+    """The route takes other methods; `allow` lists them."""
 
     status = 405
     code = "method_not_allowed"
@@ -101,17 +118,31 @@ class MethodNotAllowed(CallerError):
         self.allow = allow
 
 
+class RequestTimeout(CallerError):
+    """The request did not arrive in time. The one error of the caller's side that another try may cure."""
+
+    status = 408
+    code = "request_timeout"
+    retryable = True
+
+
 class PayloadTooLarge(CallerError):
+    """The body is larger than the bound."""
+
     status = 413
     code = "payload_too_large"
 
 
 class UnsupportedMediaType(CallerError):
+    """The body is declared as something else than JSON."""
+
     status = 415
     code = "unsupported_media_type"
 
 
 class HeadersTooLarge(CallerError):
+    """The headers are larger than the bound."""
+
     status = 431
     code = "headers_too_large"
 
@@ -123,21 +154,34 @@ class ServerError(AndthenError):
 
 
 class InternalError(ServerError):
+    """A fault of the server's own."""
+
     status = 500
     type = "server_error"
     code = "internal_error"
 
 
 class NoCapacity(ServerError):
+    """The queue is full."""
+
     code = "no_capacity"
 
 
 class EngineRestarted(ServerError):
+    """The engine died with this request's work and is coming back."""
+
     code = "engine_restarted"
 
 
 class ShuttingDown(ServerError):
+    """The server is going down and takes no more work."""
+
     code = "shutting_down"
+
+
+def tree() -> tuple[type[AndthenError], ...]:
+    """Every error that has a code, as drawn."""
+    return tuple(_BY_CODE.values())
 
 
 def by_code(code: str) -> type[AndthenError]:

@@ -1,0 +1,117 @@
+"""A JSON body → checked values by name, as a table of fields says. Knows no field by name.
+
+The first look at a body takes its values apart without reading them, so that nothing is built of what nobody asked
+for, however large or deep it is; each field's own decoder then reads its value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+from msgspec import Raw, ValidationError
+
+from andthen.contract.errors import BadRequest, InvalidJson
+from andthen.contract.fields import Field
+
+_OBJECT = msgspec.json.Decoder(dict[str, Raw])
+
+
+def split(body: bytes, max_depth: int) -> dict[str, Raw]:
+    """The members of the object that `body` is, unread; of a repeated name the last.
+
+    Raises:
+        InvalidJson: it is not UTF-8, not JSON, not an object, or nests deeper than `max_depth`.
+    """
+    try:
+        if not body.isascii():
+            body.decode()
+        members = _OBJECT.decode(body)
+    except UnicodeDecodeError:
+        raise InvalidJson("The body is not UTF-8: encode it so.") from None
+    except RecursionError:
+        raise _too_deep(max_depth) from None
+    except ValidationError:
+        raise InvalidJson('The body is not a JSON object: send {"model": …, "prompt": …}.') from None
+    except msgspec.DecodeError as error:
+        raise InvalidJson(f"The body is not valid JSON: {error}.") from None
+    if _depth_exceeds(body, max_depth):
+        raise _too_deep(max_depth)
+    return members
+
+
+def _too_deep(bound: int) -> InvalidJson:
+    return InvalidJson(f"The body nests arrays and objects deeper than {bound}: send a flatter one.")
+
+
+_ONE_KIND = bytes.maketrans(b"{}", b"[]")
+_REST = bytes(set(range(256)) - set(b'[]{}"'))
+
+
+def _depth_exceeds(text: bytes, bound: int) -> bool:
+    """Whether valid JSON nests deeper. In whole passes over the text, so that no body makes it slow: what is in
+    strings goes first, then the innermost brackets, a level at a time."""
+    if text.count(b"[") + text.count(b"{") <= bound:
+        return False
+    if b"\\" in text:
+        text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    text = text.translate(_ONE_KIND, _REST)
+    outside_strings = text.replace(b'""', b"").split(b'"')[::2]
+    brackets = b"".join(outside_strings)
+    for _ in range(bound):
+        brackets = brackets.replace(b"[]", b"")
+    return bool(brackets)
+
+
+class Table:
+    """The decoders of a table's rows."""
+
+    def __init__(self, fields: Sequence[Field]) -> None:
+        self.names = frozenset(field.name for field in fields)
+        self._readers = [(field.name, _decoder(field), field.shape.refine, field) for field in fields]
+
+    def read(self, members: dict[str, Raw]) -> dict[str, Any]:
+        """The values of those fields that are present and not null (nor as good as absent), in the table's order.
+
+        Raises:
+            BadRequest: for the first field of the table that is missing or wrong.
+        """
+        values: dict[str, Any] = {}
+        for name, decode, refine, field in self._readers:
+            raw = members.get(name)
+            if raw is None:
+                if field.required:
+                    raise BadRequest(f"`{name}` is missing: it must be {field.shape.says}.", param=name)
+                continue
+            try:
+                value = decode(raw)
+            except ValidationError:
+                value = _read_integral(raw, field)
+            if value is not None and refine is not None:
+                value = refine(value)
+            if value is not None:
+                values[name] = value
+        return values
+
+
+def _decoder(field: Field) -> Callable[[Raw], Any]:
+    kind = field.shape.python
+    return msgspec.json.Decoder(kind | None if field.nullable else kind).decode
+
+
+def _read_integral(raw: Raw, field: Field) -> Any:
+    """A second look at a value that its type refused: an integer may be written as a float."""
+    shape = field.shape
+    if shape.integral is not None:
+        try:
+            return msgspec.convert(_integers(msgspec.json.decode(raw, type=shape.integral)), shape.python)
+        except ValidationError:
+            pass
+    raise BadRequest(f"`{field.name}` must be {shape.says}.", param=field.name)
+
+
+def _integers(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_integers, value))
+    return int(value) if isinstance(value, float) and value.is_integer() else value

@@ -1,0 +1,276 @@
+"""The OpenAPI document, made from the table of fields, the tree of errors and the structs that are sent.
+
+Every constraint in it is one that the parser holds. What JSON Schema can't say, such as `best_of` ≥ `n`, stands in the
+fields' descriptions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from andthen.contract import errors, listing, response, tokenizer
+from andthen.contract.errors import AndthenError
+from andthen.contract.fields import DETOKENIZE_FIELDS, TOKENIZE_FIELDS, Field, completion_fields
+from andthen.contract.limits import Limits
+
+Json = dict[str, Any]
+
+COMPLETIONS = ("/v4/beta/completions", "/v5/completions", "/v1/completions")
+MODELS = ("/v4/beta/models", "/v1/models")
+
+_STRUCTS = (
+    response.CompletionReply,
+    response.CompletionChunk,
+    response.ErrorReply,
+    tokenizer.TokenizeReply,
+    tokenizer.DetokenizeReply,
+    tokenizer.TokenizerInfo,
+    listing.ModelCard,
+    listing.ModelList,
+    listing.Health,
+)
+_KEY: list[Json] = [{"apiKey": []}, {"bearer": []}]
+_KEY_OFF_LOOPBACK = [{}, *_KEY]
+_ANYWHERE = (errors.RequestTimeout, errors.HeadersTooLarge, errors.InternalError)
+_WITH_BODY = (errors.InvalidJson, errors.BadRequest, errors.PayloadTooLarge, errors.UnsupportedMediaType)
+_BY_THE_ENGINE = (errors.NoCapacity, errors.EngineRestarted, errors.ShuttingDown)
+
+_EXAMPLES: Json = {
+    "text": {"model": "local/tale", "prompt": "Once upon a time", "max_tokens": 32, "temperature": 0.7, "seed": 1},
+    "stream": {
+        "model": "local/tale",
+        "prompt": "Once upon a time",
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    },
+    "score": {"model": "local/tale", "prompt": "Once upon a time", "max_tokens": 0, "echo": True, "logprobs": 1},
+    "choices": {"model": "local/tale", "prompt": ["Once", "There was"], "n": 2, "best_of": 3, "stop": ["\n"]},
+}
+
+
+def openapi(limits: Limits, *, version: str) -> Json:
+    """The document, an OpenAPI 3.1 object.
+
+    Args:
+        limits: the bounds that hold on this server.
+        version: of the package.
+    """
+    _, components = msgspec.json.schema_components(_STRUCTS, ref_template="#/components/schemas/{name}")
+    for schema in components.values():
+        if "description" in schema:
+            schema["description"] = " ".join(schema["description"].split())
+    components["ErrorDetail"]["properties"]["type"]["enum"] = _distinct("type")
+    components["ErrorDetail"]["properties"]["code"]["enum"] = _distinct("code")
+    components["CompletionRequest"] = body_schema(completion_fields(limits))
+    components["TokenizeRequest"] = body_schema(TOKENIZE_FIELDS)
+    components["DetokenizeRequest"] = body_schema(DETOKENIZE_FIELDS)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "andthen",
+            "version": version,
+            "description": "A text goes in; what comes next goes out.",
+            "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
+        },
+        "paths": _paths(),
+        "components": {
+            "schemas": components,
+            "securitySchemes": {
+                "apiKey": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+                "bearer": {"type": "http", "scheme": "bearer"},
+            },
+        },
+        "security": _KEY,
+    }
+
+
+def body_schema(fields: Sequence[Field]) -> Json:
+    """The JSON Schema of a body made of these fields."""
+    return {
+        "type": "object",
+        "required": [field.name for field in fields if field.required],
+        "properties": {field.name: _field_schema(field) for field in fields},
+    }
+
+
+def _field_schema(field: Field) -> Json:
+    schema = dict(field.shape.schema)
+    if field.nullable:
+        if "anyOf" in schema:
+            schema["anyOf"] = [*schema["anyOf"], {"type": "null"}]
+        else:
+            schema["type"] = [schema["type"], "null"]
+    schema["description"] = field.text + (" (Extension.)" if field.extension else "")
+    return schema | ({} if field.default is None else {"default": field.default})
+
+
+def _paths() -> Json:
+    paths: Json = {path: {"post": _complete(path)} for path in COMPLETIONS}
+    for path in MODELS:
+        paths[path] = {"get": _list_models(path)}
+        paths[path + "/{vendor}/{model}"] = {"get": _show_model(path)}
+    for root in (*COMPLETIONS, ""):
+        paths[root + "/tokenize"] = {"post": _tokenize(root)}
+        paths[root + "/detokenize"] = {"post": _detokenize(root)}
+        paths[root + "/tokenizer_info"] = {"get": _tokenizer_info(root)}
+    health = _json("Health", "The process lives.")
+    ready = _json("Health", "Completions are taken.")
+    metrics = {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
+    page = {"description": "A page.", "content": {"text/html": {"schema": {"type": "string"}}}}
+    document = {"description": "This document.", "content": {"application/json": {"schema": {"type": "object"}}}}
+    unready = (errors.EngineRestarted, errors.ShuttingDown)
+    paths["/healthz"] = {"get": _operation("live", "Is the process alive?", health, (), security=[])}
+    paths["/readyz"] = {"get": _operation("ready", "Would a completion be taken?", ready, unready, security=[])}
+    paths["/metrics"] = {
+        "get": _operation(
+            "metrics", "Counters of all workers and the engine", metrics, (errors.InvalidApiKey,),
+            security=_KEY_OFF_LOOPBACK,
+        )
+    }  # fmt: skip
+    paths["/openapi.json"] = {"get": _operation("openapi", "This document", document, (), security=[])}
+    paths["/docs"] = {"get": _operation("docs", "This document, to read", page, (), security=[])}
+    paths["/"] = {"get": _operation("page", "A page to try completions on", page, (), security=[])}
+    return paths
+
+
+def _complete(path: str) -> Json:
+    done = _json("CompletionReply", "The choices; with `stream: true` server-sent events, each a `CompletionChunk`.")
+    done["content"]["text/event-stream"] = {
+        "schema": {
+            "type": "string",
+            "description": "Frames `data: {CompletionChunk}`, the last of them `data: [DONE]`. An error after the "
+            "first frame comes as `event: error` with an `ErrorReply`, and the connection breaks off.",
+        }
+    }
+    done["headers"] = {
+        "x-request-id": _header("The reply's `id`."),
+        "x-andthen-plan": _header("What became of each field, such as `n=native, stop=native`."),
+        "x-andthen-ignored": _header("Names of unknown fields, percent-encoded."),
+    }
+    refusals = (
+        *_WITH_BODY,
+        errors.UnsupportedParameter,
+        errors.ContextLengthExceeded,
+        errors.InvalidApiKey,
+        errors.ModelNotAllowed,
+        errors.ModelNotFound,
+        *_BY_THE_ENGINE,
+    )
+    operation = _operation(_name("complete", path), "Complete a text", done, refusals, body="CompletionRequest")
+    content = operation["requestBody"]["content"]["application/json"]
+    content["examples"] = {name: {"value": body} for name, body in _EXAMPLES.items()}
+    return operation
+
+
+def _list_models(path: str) -> Json:
+    done = _json("ModelList", "The models that this key may use.")
+    return _operation(_name("listModels", path), "List models", done, (errors.InvalidApiKey, *_BY_THE_ENGINE))
+
+
+def _show_model(path: str) -> Json:
+    done = _json("ModelCard", "The model and what becomes of each field on it.")
+    refusals = (errors.InvalidApiKey, errors.ModelNotFound, *_BY_THE_ENGINE)
+    operation = _operation(_name("showModel", path), "Describe a model", done, refusals)
+    operation["parameters"] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        for name in ("vendor", "model")
+    ]
+    operation["parameters"][1]["description"] = "May hold more slashes."
+    return operation
+
+
+_TOKENIZER_REFUSALS = (errors.InvalidApiKey, errors.ModelNotFound, *_BY_THE_ENGINE)
+
+
+def _tokenize(root: str) -> Json:
+    return _operation(
+        _name("tokenize", root),
+        "The token ids of a text",
+        _json("TokenizeReply", "The ids."),
+        (*_WITH_BODY, *_TOKENIZER_REFUSALS),
+        security=_KEY_OFF_LOOPBACK,
+        body="TokenizeRequest",
+    )
+
+
+def _detokenize(root: str) -> Json:
+    return _operation(
+        _name("detokenize", root),
+        "The text of token ids",
+        _json("DetokenizeReply", "The text."),
+        (*_WITH_BODY, *_TOKENIZER_REFUSALS),
+        security=_KEY_OFF_LOOPBACK,
+        body="DetokenizeRequest",
+    )
+
+
+def _tokenizer_info(root: str) -> Json:
+    done = _json("TokenizerInfo", "The special tokens and the chat template.")
+    name, summary = _name("tokenizerInfo", root), "The special tokens of a model"
+    operation = _operation(name, summary, done, _TOKENIZER_REFUSALS, security=_KEY_OFF_LOOPBACK)
+    operation["parameters"] = [
+        {
+            "name": "model",
+            "in": "query",
+            "description": "A local model; absent: the first.",
+            "schema": {"type": "string", "minLength": 1},
+        }
+    ]
+    return operation
+
+
+def _operation(
+    name: str,
+    summary: str,
+    done: Json,
+    refusals: Sequence[type[AndthenError]],
+    *,
+    security: Sequence[Json] = _KEY,
+    body: str | None = None,
+) -> Json:
+    operation: Json = {
+        "operationId": name,
+        "summary": summary,
+        "security": security,
+        "responses": {"200": done} | _refusals((*refusals, *_ANYWHERE)),
+    }
+    if body is not None:
+        schema = {"$ref": f"#/components/schemas/{body}"}
+        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return operation
+
+
+def _refusals(kinds: Sequence[type[AndthenError]]) -> Json:
+    """By status; each says which codes it may have, and when."""
+    replies: Json = {}
+    for kind in sorted(kinds, key=lambda kind: kind.status):
+        said = f"`{kind.code}`: {kind.__doc__}"
+        known = replies.get(str(kind.status))
+        if known is None:
+            replies[str(kind.status)] = _json("ErrorReply", said)
+        else:
+            known["description"] += " " + said
+    for reply in replies.values():
+        reply["headers"] = {"x-should-retry": _header("Whether the same request may succeed later.")}
+    return replies
+
+
+def _json(schema: str, description: str) -> Json:
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    return {"description": description, "content": content}
+
+
+def _header(description: str) -> Json:
+    return {"description": description, "schema": {"type": "string"}}
+
+
+def _name(verb: str, path: str) -> str:
+    """An operation's id, one for each path that leads there."""
+    return verb + "".join(part.title() for part in path.split("/"))
+
+
+def _distinct(attribute: str) -> list[str]:
+    return sorted({getattr(kind, attribute) for kind in errors.tree()})
