@@ -139,7 +139,7 @@ class EngineMetrics:
         `andthen_engine_` and `_total`. What is not told is 0."""
         for name, counter in self._counters:
             now = stats.get(name, 0.0)
-            counter.inc(now - self._counted.get(name, 0.0))
+            counter.inc(max(0.0, now - self._counted.get(name, 0.0)))  # less: a model was unloaded
             self._counted[name] = now
         for name, gauge in self._gauges:
             gauge.set(stats.get(name, 0.0))

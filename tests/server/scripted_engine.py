@@ -68,8 +68,8 @@ class _Work:
         for prompt in range(len(request.prompts)):
             yield [PromptScored(prompt, 3)]
             for number in range(1, request.max_tokens + 1):
-                yield [Text(prompt, c, f" {number}", generated=1) for c in range(request.best_of)]
-            yield [Finished(prompt, c, "length") for c in range(request.best_of)]
+                yield [Text(prompt, c, f" {number}", generated=1) for c in range(request.n)]
+            yield [Finished(prompt, c, "length") for c in range(request.n)]
         yield [self.usage()]
 
     def usage(self) -> Usage:

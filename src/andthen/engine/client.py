@@ -71,6 +71,7 @@ class EngineClient:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._ready.clear()
         self._keeping.cancel()
         await asyncio.wait([self._keeping])
 
@@ -310,7 +311,7 @@ class _EngineLink(asyncio.Protocol):
 
 
 def _restarted() -> EngineRestarted:
-    return EngineRestarted("the engine was restarted: send the request again", retry_after_s=_RETRY_AFTER_S)
+    return EngineRestarted("The engine was restarted: send the request again.", retry_after_s=_RETRY_AFTER_S)
 
 
 def _told(failed: Failed) -> AndthenError:

@@ -1,9 +1,7 @@
 """The engine in a process of its own: the loop in a thread, and the links of the workers in asyncio.
 
 The supervisor binds one Unix socket and keeps it for as long as it lives; each engine process in turn inherits it and
-accepts on it. What to run comes as one line of JSON on standard input, and the end of standard input is the order to
-stop: it comes also when the supervisor dies, so no engine outlives it. Terminal and service managers signal whole
-groups of processes; this one leaves that to the supervisor, so that running requests can end first.
+accepts on it. Signals are left to the supervisor, so that running requests can end first.
 
 Knows nothing of HTTP, keys or the contract's response.
 """
@@ -28,7 +26,7 @@ import uvloop
 from msgspec import Struct
 from prometheus_client import CollectorRegistry
 
-from andthen import logs, metrics
+from andthen import child, logs, metrics
 from andthen.engine.frames import FrameCutter, decode_question, frame
 from andthen.engine.messages import Answer, Question
 from andthen.engine.settings import EngineSettings
@@ -78,17 +76,9 @@ class Boot(Struct, frozen=True):
 
 
 def spawn(boot: Boot, command: tuple[str, ...] = COMMAND) -> subprocess.Popen[bytes]:
-    """Starts an engine process. It runs until the returned process's `stdin` is closed."""
+    """Starts an engine process. It stops when the returned process's `stdin` is closed."""
     # Spinning at OpenMP's barriers ruins decoding whenever another process wants a core. Read when libgomp loads.
-    environment = {"GOMP_SPINCOUNT": "0", **os.environ}
-    process = subprocess.Popen(  # noqa: S603 - our own command
-        command, stdin=subprocess.PIPE, pass_fds=(boot.listening_fd,), env=environment, start_new_session=True
-    )
-    if process.stdin:
-        with contextlib.suppress(BrokenPipeError):  # it died already: its exit code tells
-            process.stdin.write(msgspec.json.encode(boot) + b"\n")
-            process.stdin.flush()
-    return process
+    return child.spawn(command, boot, descriptors=[boot.listening_fd], environment={"GOMP_SPINCOUNT": "0"})
 
 
 class _Switchboard:
@@ -174,13 +164,9 @@ async def _serve(boot: Boot, make_engine: Callable[[EngineSettings, Emit], RunsJ
             _LOG.exception("engine_failed")
             loop.call_soon_threadsafe(finish, 1)
 
-    def standard_input_readable() -> None:
-        if not os.read(sys.stdin.fileno(), 4096):
-            finish(0)
-
     thread = threading.Thread(target=work, name="engine", daemon=True)
     thread.start()
-    loop.add_reader(sys.stdin.fileno(), standard_input_readable)
+    child.on_told_to_stop(lambda: finish(0))
     measuring = asyncio.create_task(_measure(engine))
     listening = socket.socket(fileno=boot.listening_fd)
     listening.setblocking(False)
@@ -200,22 +186,11 @@ async def _measure(engine: RunsJobs) -> None:
         await asyncio.sleep(_STATS_INTERVAL_S)
 
 
-def _read_boot() -> Boot:
-    """The first line of standard input, and not one byte more: the rest is for the loop."""
-    line = bytearray()
-    while not line.endswith(b"\n"):
-        byte = os.read(sys.stdin.fileno(), 1)
-        if not byte:
-            sys.exit(0)  # the supervisor is gone already
-        line += byte
-    return msgspec.json.decode(line, type=Boot)
-
-
 def main(make_engine: Callable[[EngineSettings, Emit], RunsJobs] | None = None) -> None:
     """The process: never returns. `make_engine` is the engine's class where it is not the embedded one."""
     for ignored in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ignored, signal.SIG_IGN)
-    boot = _read_boot()
+    boot = child.read_boot(Boot)
     logs.configure(boot.logs)
     metrics.join(Path(boot.run_dir), PLACE)
     if make_engine is None:

@@ -1,0 +1,168 @@
+"""The ASGI application: from a request's headers to its handler, and what is told of it afterwards.
+
+The order of checks is the contract's: 404 and 405, then 401, then the handlers' 413, 415, 400 and so on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from typing import Any
+
+import structlog
+
+from andthen.contract.errors import AndthenError, InternalError, InvalidApiKey, ShuttingDown
+from andthen.contract.response import error_frame
+from andthen.server import cors
+from andthen.server.health import check_metrics_key, is_loopback
+from andthen.server.http import ClientGone, Exchange, Receive, Send
+from andthen.server.routes import Access, Route, Routes, check_method
+from andthen.server.services import Services
+
+CLIENT_GONE_STATUS = 499
+"""In logs and metrics only: the client went away before its reply was complete."""
+
+_ACCOUNT = re.compile(rb"[\w.:-]{1,64}", re.ASCII)
+_RETRY_AFTER_S = 1
+
+_LOG = structlog.get_logger("andthen.server")
+
+
+class App:
+    """The application of one worker."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+        self._routes = Routes(services.limits)
+        self._loopback = is_loopback(services.settings.host)
+        self._cors = cors.Cors(services.settings.cors_origins)
+        self._counts: dict[tuple[str, int], Any] = {}
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def stop(self) -> None:
+        """Ends what runs, each with an error that says why; what is asked from now on likewise."""
+        self._services.stopping = True
+        for task in self._running:
+            task.cancel()
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """One request."""
+        exchange = Exchange(scope, receive, send, self._services.settings)
+        try:
+            await self._answer(exchange)
+        except ClientGone:
+            exchange.status = CLIENT_GONE_STATUS
+        finally:
+            self._tell(exchange)
+
+    async def _answer(self, exchange: Exchange) -> None:
+        error: AndthenError
+        try:
+            await self._handle(exchange)
+            return
+        except AndthenError as told:
+            error = told
+        except asyncio.CancelledError:
+            if exchange.link.gone:
+                raise ClientGone from None
+            if not self._services.stopping:
+                raise
+            error = _shutting_down()
+        except ClientGone:
+            raise
+        except Exception:
+            _LOG.exception("request_failed", request=exchange.id, route=exchange.route)
+            error = InternalError("Something went wrong here: send the request again. The log has the cause.")
+        if exchange.status is None:
+            await exchange.fail(error)
+        else:
+            await exchange.break_off(error_frame(error))
+
+    async def _handle(self, exchange: Exchange) -> None:
+        """Finds the handler and runs it, until it is done or the client has gone or the server stops."""
+        self._cors.mark(exchange)
+        route = self._routes.find(exchange.path)
+        exchange.route, exchange.chatty = route.name, route.chatty
+        if self._cors.is_preflight(exchange):
+            await self._cors.permit(exchange, route.methods)
+            return
+        check_method(route, exchange.method)
+        exchange.id = ("cmpl-" if route.name == "completions" else "req-") + secrets.token_hex(12)
+        exchange.reply_headers.append((b"x-request-id", exchange.id.encode()))
+        task = asyncio.current_task()
+        if task is None or self._services.stopping:
+            raise _shutting_down()
+        self._running.add(task)
+        self._services.metrics.open_requests.inc()
+        exchange.link.on_gone = task.cancel
+        try:
+            if exchange.link.gone:
+                raise ClientGone
+            await self._check_access(route, exchange)
+            await route.handler(self._services, exchange)
+        finally:
+            exchange.link.on_gone = None
+            self._running.discard(task)
+            self._services.metrics.open_requests.dec()
+
+    async def _check_access(self, route: Route, exchange: Exchange) -> None:
+        if route.access is Access.OPEN:
+            return
+        secret = _secret(exchange)
+        if route.access is Access.METRICS and self._services.settings.metrics_key is not None:
+            check_metrics_key(self._services.settings, secret)
+            return
+        if route.access is not Access.KEY and self._loopback:
+            return
+        if secret is None:
+            raise InvalidApiKey("No API key was sent: send it as the header `x-api-key` or as a bearer token.")
+        keys = self._services.keys
+        key = keys.lookup(secret) or await keys.look_again(secret)
+        if key is None:
+            raise InvalidApiKey("This API key is not in force: `andthen keys create --name NAME` makes one.")
+        exchange.key_id = key.id
+        account = exchange.header(b"x-selected-account-id")
+        if account is not None and _ACCOUNT.fullmatch(account):
+            exchange.account = account.decode()
+
+    def _tell(self, exchange: Exchange) -> None:
+        """Counts and logs a request that is over. Nothing of its path, prompt, completion or key is told."""
+        metrics = self._services.metrics
+        took_s = time.monotonic() - exchange.started_s
+        status = exchange.status or CLIENT_GONE_STATUS
+        counted = self._counts.get((exchange.route, status))
+        if counted is None:
+            counted = self._counts[exchange.route, status] = (
+                metrics.requests.labels(exchange.route, str(status)),
+                metrics.request_seconds.labels(exchange.route),
+            )
+        counted[0].inc()
+        counted[1].observe(took_s)
+        told: dict[str, object] = {}
+        if exchange.usage is not None and exchange.model is not None:
+            for kind, tokens in zip(("prompt", "cached", "completion"), exchange.usage, strict=True):
+                metrics.tokens.labels(exchange.model, kind).inc(tokens)
+                told[f"{kind}_tokens"] = tokens
+        if not self._services.settings.access_log:
+            return
+        for name in ("key_id", "account", "model"):
+            if (value := getattr(exchange, name)) is not None:
+                told[name] = value
+        log = _LOG.debug if exchange.chatty else _LOG.info
+        log("request", request=exchange.id, route=exchange.route, status=status, ms=round(1000 * took_s, 1), **told)
+
+
+def _secret(exchange: Exchange) -> str | None:
+    """The key that was sent. `x-api-key` decides where both ways are used."""
+    secret = exchange.header(b"x-api-key")
+    if secret is None:
+        scheme, _, secret = (exchange.header(b"authorization") or b"").partition(b" ")
+        if scheme.lower() != b"bearer":
+            return None
+    return secret.strip().decode("latin-1") or None
+
+
+def _shutting_down() -> ShuttingDown:
+    return ShuttingDown("The server is stopping: send the request again.", retry_after_s=_RETRY_AFTER_S)

@@ -1,0 +1,175 @@
+"""`POST …/completions`: the hot route. Bytes in, the line of `complete`, bytes out.
+
+A stream's status line waits for the first event, so that an early error is an ordinary HTTP error, but not for ever:
+clients give up on silence. No log call, no task and no look-up of a metric for a chunk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing
+from urllib.parse import quote
+
+from andthen.complete import Work, prepare
+from andthen.contract.errors import UnsupportedParameter
+from andthen.contract.events import Event, Text
+from andthen.contract.request import CompletionRequest, parse
+from andthen.contract.response import COMMENT, DONE, Completion, Head, Stream
+from andthen.server.http import JSON, Exchange, Headers
+from andthen.server.services import Services
+from andthen.server.settings import ServerSettings
+
+_FAIL_ON_DONE = (b"SGPClient/", b"AsyncSGPClient/")
+"""How the User-Agent of clients begins that take `[DONE]` for a broken chunk (run, scale-gp 0.1.0a62 and
+scale-gp-beta 0.7.0)."""
+_IGNORED_NAMES = 16
+_IGNORED_BYTES = 1024
+
+
+async def complete(services: Services, exchange: Exchange) -> None:
+    """Answers with a completion, whole or as a stream."""
+    body = await exchange.body()
+    if exchange.header(b"idempotency-key") is not None:
+        raise UnsupportedParameter(
+            "`Idempotency-Key` is not supported: leave the header out; the same request then runs again.",
+            param="Idempotency-Key",
+        )
+    request = parse(body, services.limits)
+    if request.ignored:
+        exchange.reply_headers.append((b"x-andthen-ignored", _ignored(request.ignored)))
+    work = prepare(exchange.key_id or "", request, services.local.deployments())
+    exchange.model = work.deployment.model
+    exchange.reply_headers.append((b"x-andthen-plan", work.plan.header().encode()))
+    head = Head(exchange.id, int(time.time()), work.deployment.model, work.deployment.fingerprint)
+    try:
+        if request.stream:
+            await _stream(services, exchange, request, work, head)
+        else:
+            await _whole(services, exchange, request, work, head)
+    finally:
+        if work.usage is not None:
+            usage = work.usage
+            exchange.usage = (usage.prompt_tokens, usage.cached_tokens or 0, usage.completion_tokens)
+
+
+async def _whole(services: Services, exchange: Exchange, request: CompletionRequest, work: Work, head: Head) -> None:
+    completion = Completion(request, head)
+    clock = _Clock(services, exchange)
+    async with aclosing(work.events()) as batches:
+        async for events in batches:
+            if clock.first_text_s is None:
+                clock.look(events)
+            for event in events:
+                completion.feed(event)
+    body = completion.body()
+    await exchange.reply(200, [*JSON, (b"server-timing", clock.header(total=True))], body)
+
+
+async def _stream(services: Services, exchange: Exchange, request: CompletionRequest, work: Work, head: Head) -> None:
+    stream = Stream(request, head)
+    clock = _Clock(services, exchange)
+    reply = _EventStream(exchange, services.settings, clock)
+    try:
+        async with aclosing(work.events()) as batches:
+            async for events in batches:
+                if clock.first_text_s is None:
+                    clock.look(events)
+                await reply.write(b"".join(map(stream.feed, events)))
+        await reply.end(DONE if _wants_done(exchange, services.settings) else b"")
+    finally:
+        reply.close()
+
+
+class _Clock:
+    """When the first text came."""
+
+    __slots__ = ("_exchange", "_services", "first_event_s", "first_text_s")
+
+    def __init__(self, services: Services, exchange: Exchange) -> None:
+        self._services = services
+        self._exchange = exchange
+        self.first_event_s: float | None = None
+        self.first_text_s: float | None = None
+        """Seconds since the request's headers."""
+
+    def look(self, events: list[Event]) -> None:
+        now_s = time.monotonic() - self._exchange.started_s
+        if self.first_event_s is None:
+            self.first_event_s = now_s
+        if any(isinstance(event, Text) for event in events):
+            self.first_text_s = now_s
+            model = self._exchange.model or ""
+            self._services.metrics.first_text_seconds.labels(model).observe(now_s)
+
+    def header(self, *, total: bool = False) -> bytes:
+        """The value of `server-timing`, in milliseconds, of what is known."""
+        known = [("prompt", self.first_event_s), ("first", self.first_text_s)]
+        if total:
+            known.append(("total", time.monotonic() - self._exchange.started_s))
+        return ", ".join(f"{name};dur={1000 * after_s:.1f}" for name, after_s in known if after_s is not None).encode()
+
+
+class _EventStream:
+    """A reply of server-sent events that is never silent for long."""
+
+    def __init__(self, exchange: Exchange, settings: ServerSettings, clock: _Clock) -> None:
+        self._exchange = exchange
+        self._silence_s = settings.stream_silence_s
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._written_at_s = self._loop.time()
+        self._timer = self._loop.call_later(settings.stream_open_after_s, self._tick)
+        self._commenting: asyncio.Task[None] | None = None
+
+    async def write(self, frames: bytes) -> None:
+        """Sends what an event shows. The first event opens the stream, also if it shows nothing."""
+        if self._exchange.status is None:
+            await self._open()
+        if frames:
+            self._written_at_s = self._loop.time()
+            await self._exchange.write(frames)
+
+    async def end(self, last: bytes) -> None:
+        if self._exchange.status is None:
+            await self._open()
+        await self._exchange.write(last, more=False)
+
+    def close(self) -> None:
+        """No comment any more."""
+        self._timer.cancel()
+
+    async def _open(self) -> None:
+        headers: Headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
+        if timing := self._clock.header():
+            headers.append((b"server-timing", timing))
+        await self._exchange.start(200, headers)
+
+    def _tick(self) -> None:
+        silent_s = self._loop.time() - self._written_at_s
+        left_s = self._silence_s - silent_s
+        if self._exchange.status is None or left_s <= 0:
+            left_s = self._silence_s
+            # While a write waits for the client, nothing is missed and nothing may come in between.
+            if not self._exchange.link.write_paused:
+                self._commenting = self._loop.create_task(self.write(COMMENT))
+        self._timer = self._loop.call_later(left_s, self._tick)
+
+
+def _wants_done(exchange: Exchange, settings: ServerSettings) -> bool:
+    if settings.done_frame == "auto":
+        return not (exchange.header(b"user-agent") or b"").startswith(_FAIL_ON_DONE)
+    return settings.done_frame == "always"
+
+
+def _ignored(names: tuple[str, ...]) -> bytes:
+    """The names, percent-encoded, so that no header can be made of them."""
+    kept: list[str] = []
+    size = 0
+    for name in names[:_IGNORED_NAMES]:
+        encoded = quote(name, safe="", errors="replace")
+        size += len(encoded) + 2
+        if size > _IGNORED_BYTES:
+            break
+        kept.append(encoded)
+    return ", ".join(kept).encode()

@@ -1,0 +1,55 @@
+"""Whether the server lives, whether it can serve, and what it measured."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+
+import msgspec
+
+from andthen.contract.errors import EngineRestarted, InvalidApiKey, ShuttingDown
+from andthen.contract.listing import Health
+from andthen.metrics import CONTENT_TYPE, exposition
+from andthen.server.http import JSON, Exchange
+from andthen.server.services import Services
+from andthen.server.settings import ServerSettings
+
+_OK = msgspec.json.encode(Health("ok"))
+
+
+async def healthz(_services: Services, exchange: Exchange) -> None:
+    """The process answers."""
+    await exchange.reply(200, JSON, _OK)
+
+
+async def readyz(services: Services, exchange: Exchange) -> None:
+    """A completion would find an engine."""
+    if services.stopping:
+        raise ShuttingDown("The server is stopping: ask another.")
+    if not services.engine.ready:
+        raise EngineRestarted("The engine is not there: try again.", retry_after_s=1)
+    await exchange.reply(200, JSON, _OK)
+
+
+async def metrics(services: Services, exchange: Exchange) -> None:
+    """Of all processes of this server. Read in a thread, for it reads files."""
+    page = await asyncio.to_thread(exposition, services.metrics.registry)
+    await exchange.reply(200, [(b"content-type", CONTENT_TYPE.encode())], page)
+
+
+def check_metrics_key(settings: ServerSettings, secret: str | None) -> None:
+    """Raises `InvalidApiKey`."""
+    wanted = settings.metrics_key or ""
+    if not hmac.compare_digest(wanted.encode(), (secret or "").encode(errors="replace")):
+        raise InvalidApiKey("`/metrics` takes the key that `server.metrics_key` sets, as `x-api-key` or bearer token.")
+
+
+def is_loopback(host: str) -> bool:
+    """Only this machine can reach a server that listens there."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

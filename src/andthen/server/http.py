@@ -1,0 +1,197 @@
+"""One HTTP request and the way back to who asked, over ASGI. Knows no route, no key and no model.
+
+Work ends when the client goes away: the request's task is cancelled, wherever it waits, and what it had begun is ended
+on the way out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from andthen.contract.errors import (
+    AndthenError,
+    InvalidApiKey,
+    MethodNotAllowed,
+    PayloadTooLarge,
+    RequestTimeout,
+    UnsupportedMediaType,
+)
+from andthen.contract.response import error_body
+from andthen.server.protocol import SCOPE_KEY, Link
+from andthen.server.settings import ServerSettings
+
+Headers = list[tuple[bytes, bytes]]
+Message = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+JSON: Headers = [(b"content-type", b"application/json")]
+
+_SLICE_BYTES = 256 * 2**10
+_JSON_TYPE = re.compile(
+    rb'application/(?:[\w.-]+\+)?json[ \t]*(?:;[ \t]*charset[ \t]*=[ \t]*"?utf-?8"?[ \t]*)?', re.IGNORECASE
+)
+
+
+class ClientGone(Exception):
+    """The client went away, or takes nothing of its reply: there is nobody left to tell anything."""
+
+
+class Exchange:
+    """A request, and how far its answer is."""
+
+    __slots__ = (
+        "_receive",
+        "_send",
+        "_settings",
+        "account",
+        "chatty",
+        "headers",
+        "id",
+        "key_id",
+        "link",
+        "method",
+        "model",
+        "path",
+        "query",
+        "reply_headers",
+        "route",
+        "started_s",
+        "status",
+        "usage",
+    )
+
+    def __init__(self, scope: dict[str, Any], receive: Receive, send: Send, settings: ServerSettings) -> None:
+        self._receive = receive
+        self._send = send
+        self._settings = settings
+        self.link: Link = scope[SCOPE_KEY]
+        self.method: str = scope["method"]
+        self.path: str = scope["path"]
+        """Decoded. What the caller wrote: never a label, never in the log."""
+        self.query: bytes = scope["query_string"]
+        self.headers: Headers = scope["headers"]
+        self.started_s = time.monotonic()
+        self.id = ""
+        self.route = "none"
+        """The name of the route."""
+        self.chatty = False
+        """The log tells of it only at the debug level."""
+        self.key_id: str | None = None
+        self.account: str | None = None
+        self.model: str | None = None
+        """A configured name, once it is known to be one."""
+        self.status: int | None = None
+        """Of the reply, once it is begun."""
+        self.usage: tuple[int, int, int] | None = None
+        """Prompt, cached and completion tokens, once they are known."""
+        self.reply_headers: Headers = []
+        """What any reply to this request carries, an error too."""
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first header of this name, which is given in lower case."""
+        for key, value in self.headers:
+            if key == name:
+                return value
+        return None
+
+    async def body(self) -> bytes:
+        """The whole body, as JSON as far as its headers tell.
+
+        Raises:
+            PayloadTooLarge, UnsupportedMediaType, RequestTimeout, ClientGone
+        """
+        bound = self._settings.body_bytes
+        length = self.header(b"content-length")
+        if length is not None and int(length) > bound:
+            raise self._too_large()
+        self._check_type()
+        message = await self._part()
+        joined = bytearray(message["body"])
+        while message["more_body"] and len(joined) <= bound:
+            message = await self._part()
+            joined += message["body"]
+        if len(joined) > bound:
+            raise self._too_large()
+        return bytes(joined)
+
+    async def reply(self, status: int, headers: Headers, body: bytes) -> None:
+        """The whole answer. A large body goes out in slices, as fast as the client takes them."""
+        await self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
+        for start in range(0, len(body) or 1, _SLICE_BYTES):
+            end = start + _SLICE_BYTES
+            await self.write(body[start:end], more=end < len(body))
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """The status line and the headers."""
+        self.status = status
+        await self._put({"type": "http.response.start", "status": status, "headers": headers + self.reply_headers})
+
+    async def write(self, body: bytes, *, more: bool = True) -> None:
+        """A part of the body. Waits while the client is behind.
+
+        Raises:
+            ClientGone: it took nothing for `write_stall_s`.
+        """
+        await self._put({"type": "http.response.body", "body": body, "more_body": more})
+
+    async def fail(self, error: AndthenError) -> None:
+        """Answers with an error. Only before anything else was."""
+        headers = [*JSON, (b"x-should-retry", b"true" if error.retryable else b"false")]
+        if error.retry_after_s is not None:
+            headers.append((b"retry-after", b"%d" % error.retry_after_s))
+        if isinstance(error, MethodNotAllowed):
+            headers.append((b"allow", ", ".join(error.allow).encode()))
+        if isinstance(error, InvalidApiKey):
+            headers.append((b"www-authenticate", b"Bearer"))
+        await self.reply(error.status, headers, error_body(error))
+
+    async def break_off(self, last: bytes) -> None:
+        """Ends a reply that has begun and can't be completed: `last` goes out, and the connection ends without the
+        mark of a complete reply."""
+        await self.write(last)
+        self.link.cut()
+
+    async def _put(self, message: Message) -> None:
+        if not self.link.write_paused:
+            await self._send(message)
+            return
+        try:
+            async with asyncio.timeout(self._settings.write_stall_s):
+                await self._send(message)
+        except TimeoutError:
+            self.link.abort()
+            raise ClientGone from None
+
+    async def _part(self) -> Message:
+        if self.link.body_is_here:
+            message = await self._receive()
+        else:
+            stall_s = self._settings.body_stall_s
+            try:
+                async with asyncio.timeout(stall_s):
+                    message = await self._receive()
+            except TimeoutError:
+                raise RequestTimeout(f"The request's body paused for {stall_s:g} s: send it in one go.") from None
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        return message
+
+    def _check_type(self) -> None:
+        kind = self.header(b"content-type")
+        if kind is not None and not _JSON_TYPE.fullmatch(kind):
+            raise UnsupportedMediaType(
+                "The body's content-type is not JSON: send the header `content-type: application/json`, with UTF-8."
+            )
+        coding = self.header(b"content-encoding")
+        if coding is not None and coding.lower() != b"identity":
+            raise UnsupportedMediaType("The body has a content-encoding: send it as it is.")
+
+    def _too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(
+            f"The body is larger than {self._settings.body_bytes} bytes: send less, or raise `server.body_bytes`."
+        )

@@ -1,0 +1,85 @@
+"""Which path leads where, with which methods, and who may go there."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable
+
+import msgspec
+from msgspec import Struct
+
+from andthen import __version__
+from andthen.contract.errors import MethodNotAllowed, NotFound
+from andthen.contract.limits import Limits
+from andthen.contract.spec import COMPLETIONS, MODELS, openapi
+from andthen.server import completions, health, listing, tokenizer
+from andthen.server.http import Exchange
+from andthen.server.pages import page, pages
+from andthen.server.services import Services
+
+Handler = Callable[[Services, Exchange], Awaitable[None]]
+
+
+class Access(enum.Enum):
+    OPEN = "for everyone"
+    KEY = "with a key"
+    KEY_OFF_LOOPBACK = "with a key, unless the server listens on a loopback address"
+    METRICS = "with the metrics key where there is one, else as above"
+
+
+class Route(Struct, frozen=True):
+    name: str
+    """Stands in logs and metrics instead of the path."""
+    method: str
+    handler: Handler
+    access: Access
+    chatty: bool = False
+    """Asked so often or in such numbers that the log tells of it only at the debug level."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return ("GET", "HEAD") if self.method == "GET" else (self.method,)
+
+
+class Routes:
+    """All routes of a server."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._by_path: dict[str, Route] = {}
+        for path in COMPLETIONS:
+            self._by_path[path] = Route("completions", "POST", completions.complete, Access.KEY)
+        for root in (*COMPLETIONS, ""):
+            self._by_path |= {
+                f"{root}/tokenize": Route("tokenize", "POST", tokenizer.tokenize, Access.KEY_OFF_LOOPBACK),
+                f"{root}/detokenize": Route("detokenize", "POST", tokenizer.detokenize, Access.KEY_OFF_LOOPBACK),
+                f"{root}/tokenizer_info": Route(
+                    "tokenizer_info", "GET", tokenizer.tokenizer_info, Access.KEY_OFF_LOOPBACK
+                ),
+            }
+        for path in MODELS:
+            self._by_path[path] = Route("models", "GET", listing.list_models, Access.KEY)
+        self._by_path["/healthz"] = Route("healthz", "GET", health.healthz, Access.OPEN, chatty=True)
+        self._by_path["/readyz"] = Route("readyz", "GET", health.readyz, Access.OPEN, chatty=True)
+        self._by_path["/metrics"] = Route("metrics", "GET", health.metrics, Access.METRICS, chatty=True)
+        document = page(msgspec.json.encode(openapi(limits, version=__version__)), b"application/json")
+        self._by_path["/openapi.json"] = Route("openapi", "GET", document, Access.OPEN, chatty=True)
+        for path, handler in pages().items():
+            self._by_path[path] = Route("page", "GET", handler, Access.OPEN, chatty=True)
+        self._model = Route("model", "GET", listing.show_model, Access.KEY)
+        self._below_models = tuple(f"{path}/" for path in MODELS)
+
+    def find(self, path: str) -> Route:
+        """Raises `NotFound`."""
+        if route := self._by_path.get(path):
+            return route
+        if path.startswith(self._below_models):
+            return self._model
+        raise NotFound("There is no such path: `GET /openapi.json` lists those that there are.")
+
+
+def check_method(route: Route, method: str) -> None:
+    """Raises `MethodNotAllowed`."""
+    if method not in route.methods:
+        raise MethodNotAllowed(
+            f"This path takes {' and '.join(route.methods)} only: send such a request.", allow=route.methods
+        )

@@ -1,0 +1,26 @@
+"""What the routes stand on, put together by the worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from andthen.books.watch import KeyWatch
+from andthen.contract.limits import Limits
+from andthen.engine.client import EngineClient
+from andthen.metrics import ServerMetrics
+from andthen.server.settings import ServerSettings
+from andthen.sources import Local
+
+
+@dataclass
+class Services:
+    settings: ServerSettings
+    limits: Limits
+    keys: KeyWatch
+    engine: EngineClient
+    local: Local
+    metrics: ServerMetrics
+    started_at: int
+    """Unix time in seconds at which the server started, the same in all its workers."""
+    stopping: bool = field(default=False)
+    """No request is begun any more, and those that run are ended."""

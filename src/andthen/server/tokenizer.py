@@ -1,0 +1,61 @@
+"""The tokenizer routes, for the models of the embedded engine."""
+
+from __future__ import annotations
+
+from urllib.parse import parse_qs
+
+import msgspec
+
+from andthen.contract.errors import BadRequest, EngineRestarted, ModelNotFound
+from andthen.contract.tokenizer import (
+    DetokenizeReply,
+    TokenizeReply,
+    TokenizerInfo,
+    parse_detokenize,
+    parse_tokenize,
+)
+from andthen.engine.messages import ModelInfo
+from andthen.server.http import JSON, Exchange
+from andthen.server.services import Services
+
+_encode = msgspec.json.Encoder().encode
+
+
+async def tokenize(services: Services, exchange: Exchange) -> None:
+    asked = parse_tokenize(await exchange.body(), services.limits)
+    model = _model(services, asked.model)
+    tokens = await services.engine.tokenize(
+        model.name, asked.prompt, add_special=asked.add_special_tokens, parse_special=asked.parse_special
+    )
+    await exchange.reply(200, JSON, _encode(TokenizeReply(tokens)))
+
+
+async def detokenize(services: Services, exchange: Exchange) -> None:
+    asked = parse_detokenize(await exchange.body(), services.limits)
+    model = _model(services, asked.model)
+    await exchange.reply(
+        200, JSON, _encode(DetokenizeReply(await services.engine.detokenize(model.name, asked.tokens)))
+    )
+
+
+async def tokenizer_info(services: Services, exchange: Exchange) -> None:
+    """Of the model that the query names, as `?model=local/NAME`."""
+    try:
+        named = parse_qs(exchange.query.decode(), max_num_fields=16).get("model")
+    except ValueError:
+        raise BadRequest("The query can't be read: send `?model=local/NAME`.", param="model") from None
+    model = _model(services, named[0] if named else None)
+    info = TokenizerInfo(model.eos_token, model.bos_token, model.pad_token, model.chat_template)
+    await exchange.reply(200, JSON, _encode(info))
+
+
+def _model(services: Services, name: str | None) -> ModelInfo:
+    """The model of this name; without one the first."""
+    models = services.engine.models
+    if not models:
+        raise EngineRestarted("The engine is starting: send the request again.", retry_after_s=1)
+    if name is None:
+        return next(iter(models.values()))
+    if name not in models:
+        raise ModelNotFound("There is no such local model: `GET /v1/models` lists the names.", param="model")
+    return models[name]

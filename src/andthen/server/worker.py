@@ -1,0 +1,180 @@
+"""A process that serves HTTP: what it needs, put together, and run until it is told to stop.
+
+The same code serves in the supervising process, where one worker is enough, and in processes of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import math
+import os
+import resource
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import structlog
+import uvicorn
+import uvloop
+from msgspec import Struct
+from prometheus_client import CollectorRegistry
+
+from andthen import child, logs, metrics
+from andthen.books.store import open_sqlite
+from andthen.books.watch import KeyWatch
+from andthen.contract.limits import Limits
+from andthen.engine.client import EngineClient
+from andthen.server.app import App
+from andthen.server.protocol import protocol_class
+from andthen.server.services import Services
+from andthen.server.settings import ServerSettings
+from andthen.sources import Local
+
+COMMAND = (sys.executable, "-m", "andthen.server.worker")
+
+_ENGINE_WAIT_S = 20.0
+"""How long a new worker leaves connections waiting for the engine's first answer, before it refuses them."""
+_LAST_GRACE_S = 5
+"""What uvicorn may take after the drain's bound, when every request has been ended by an error."""
+
+_LOG = structlog.get_logger("andthen.server")
+
+
+class WorkerBoot(Struct, frozen=True):
+    """What a worker is told at its start."""
+
+    place: str
+    """Its name among the processes: `worker-0`."""
+    listening_fd: int
+    """The bound and listening TCP socket, shared by all workers."""
+    engine_path: str
+    run_dir: str
+    database: str
+    started_at: int
+    """Unix time in seconds at which the server started."""
+    server: ServerSettings
+    limits: Limits
+    logs: logs.LogSettings
+
+
+def spawn(boot: WorkerBoot) -> subprocess.Popen[bytes]:
+    """Starts a worker process. It drains and ends when the returned process's `stdin` is closed."""
+    return child.spawn(COMMAND, boot, descriptors=[boot.listening_fd], environment={})
+
+
+async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], None] = lambda: None) -> None:
+    """Serves until `stop` is set and what then runs has ended, at most `drain_s` later.
+
+    Args:
+        on_serving: called once, when a completion would be taken.
+    """
+    store = await asyncio.to_thread(open_sqlite, Path(boot.database))
+    try:
+        async with KeyWatch(store) as keys, EngineClient(boot.engine_path) as engine:
+            services = Services(
+                settings=boot.server,
+                limits=boot.limits,
+                keys=keys,
+                engine=engine,
+                local=Local(engine, boot.limits),
+                metrics=metrics.ServerMetrics(CollectorRegistry()),
+                started_at=boot.started_at,
+            )
+            await _first_engine(engine, stop)
+            await _serve_http(boot, App(services), stop, on_serving)
+    finally:
+        store.close()
+
+
+async def _first_engine(engine: EngineClient, stop: asyncio.Event) -> None:
+    """Until the engine has answered: who connects in the meantime waits in the socket's queue."""
+    waits = [asyncio.create_task(engine.wait_ready()), asyncio.create_task(stop.wait())]
+    await asyncio.wait(waits, timeout=_ENGINE_WAIT_S, return_when=asyncio.FIRST_COMPLETED)
+    for wait in waits:
+        wait.cancel()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, but for the signals: those are the supervisor's."""
+
+    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_started = on_started
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_started()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def _serve_http(boot: WorkerBoot, app: App, stop: asyncio.Event, on_serving: Callable[[], None]) -> None:
+    settings = boot.server
+
+    def on_started() -> None:
+        gc.collect()
+        gc.freeze()  # what was made at the start stays: no collection need look at it again
+        on_serving()
+
+    config = uvicorn.Config(
+        app,
+        http=protocol_class(settings),
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=settings.keep_alive_s,
+        timeout_graceful_shutdown=math.ceil(settings.drain_s) + _LAST_GRACE_S,
+    )
+    server = _Server(config, on_started)
+    serving = asyncio.create_task(server.serve(sockets=[socket.socket(fileno=os.dup(boot.listening_fd))]))
+    stopping = asyncio.create_task(stop.wait())
+    await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
+    server.should_exit = True
+    bound = asyncio.get_running_loop().call_later(settings.drain_s, app.stop)
+    try:
+        await serving
+    finally:
+        bound.cancel()
+        stopping.cancel()
+
+
+def raise_open_files() -> None:
+    """Every connection is an open file, and the usual soft bound is 1024."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with contextlib.suppress(ValueError, OSError):  # macOS tells of a hard bound that it does not grant
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def main() -> None:
+    """A worker in a process of its own."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    boot = child.read_boot(WorkerBoot)
+    logs.configure(boot.logs)
+    metrics.join(Path(boot.run_dir), boot.place)
+    raise_open_files()
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve_until_told(boot))
+
+
+async def _serve_until_told(boot: WorkerBoot) -> None:
+    stop = asyncio.Event()
+    child.on_told_to_stop(stop.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    await serve(boot, stop)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,291 @@
+"""The process that `andthen serve` is: it holds the sockets, keeps the engine and the workers alive, and ends them in
+order. Knows no request.
+
+Where one worker is enough, it serves HTTP itself, by the same code.
+
+Exit codes: 0 it was told to stop and did; 1 the engine can't start with these settings; 130 it was interrupted twice
+and stopped at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+import uvloop
+from prometheus_client import CollectorRegistry
+
+from andthen import metrics
+from andthen.config import Config
+from andthen.engine import process as engine_process
+from andthen.engine.client import EngineClient
+from andthen.server import worker
+from andthen.server.settings import FIRST_PORT, LAST_PORT
+
+EXIT_STOPPED = 0
+EXIT_ENGINE_CANNOT_START = 1
+EXIT_INTERRUPTED_TWICE = 130
+
+_FIRST_DELAY_S = 0.2
+_LONGEST_DELAY_S = 30.0
+_HEALTHY_S = 60.0
+"""Who lived so long is started again at once, however often its like died before."""
+_ENGINE_STOP_S = 5.0
+_WORKER_GRACE_S = 10.0
+"""What a worker may take beyond the drain's bound, before it is killed."""
+_BACKLOG = 2048
+
+_LOG = structlog.get_logger("andthen.supervisor")
+
+
+class CannotListen(Exception):
+    """The address can't be had; the message names the remedy."""
+
+
+def bind(host: str, port: int | None) -> socket.socket:
+    """The listening socket, before anything else is done. Connections wait in it until someone accepts.
+
+    Args:
+        port: None tries 8000, then the next up to 8019.
+
+    Raises:
+        CannotListen
+    """
+    ports = [port] if port is not None else list(range(FIRST_PORT, LAST_PORT + 1))
+    for candidate in ports:
+        try:
+            family, _, _, _, address = socket.getaddrinfo(
+                host, candidate, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+            )[0]
+            return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        except socket.gaierror as error:
+            raise CannotListen(f"{host!r} is no address of this machine: choose another --host") from error
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise CannotListen(
+                    f"can't listen on {host} port {candidate} ({error.strerror}): choose another --host or --port"
+                ) from error
+    if port is not None:
+        raise CannotListen(f"port {port} of {host} is taken: stop what listens there, or choose another --port")
+    raise CannotListen(f"the ports {FIRST_PORT} to {LAST_PORT} of {host} are all taken: name a free one with --port")
+
+
+def serve(
+    config: Config,
+    listening: socket.socket,
+    on_serving: Callable[[], None],
+    engine_command: tuple[str, ...] = engine_process.COMMAND,
+) -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit code.
+
+    Args:
+        listening: from `bind`.
+        on_serving: called once, when a completion would be taken.
+        engine_command: the program of the engine's process.
+
+    Raises:
+        CannotListen: the directory for the engine's socket can't be used.
+    """
+    run_dir = Path(tempfile.mkdtemp(prefix="andthen-"))
+    try:
+        with listening, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            return runner.run(_Supervisor(config, listening, run_dir, engine_command).run(on_serving))
+    finally:
+        shutil.rmtree(run_dir, ignore_errors=True)
+
+
+class Keeper(threading.Thread):
+    """Keeps one child process alive. A thread of its own, so that no busy loop delays it."""
+
+    def __init__(
+        self,
+        place: str,
+        start_process: Callable[[], subprocess.Popen[bytes]],
+        on_death: Callable[[int], None],
+    ) -> None:
+        super().__init__(name=f"keeper-{place}", daemon=True)
+        self._place = place
+        self._start_process = start_process
+        self._on_death = on_death
+        self._told = threading.Event()
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> None:
+        """Starts the process again whenever it dies, with growing delays while it dies young."""
+        deaths = 0
+        while True:
+            with self._lock:
+                if self._told.is_set():
+                    return
+                process = self._process = self._start_process()
+            began_s = time.monotonic()
+            _LOG.info("process_started", place=self._place, pid=process.pid)
+            code = process.wait()
+            self._close_input(process)
+            if self._told.is_set():
+                return
+            deaths = 1 if time.monotonic() - began_s >= _HEALTHY_S else deaths + 1
+            delay_s = min(_FIRST_DELAY_S * 2 ** (deaths - 1), _LONGEST_DELAY_S)
+            _LOG.error("process_died", place=self._place, pid=process.pid, by=_cause(code), restart_in_s=delay_s)
+            self._on_death(code)
+            if self._told.wait(delay_s):
+                return
+
+    def tell_stop(self) -> None:
+        """Asks the process to end and no other to follow."""
+        self._told.set()
+        with self._lock:
+            if self._process is not None:
+                self._close_input(self._process)
+
+    def wait_stopped(self, within_s: float) -> None:
+        """Until it has ended; what takes longer is killed."""
+        self.join(max(0.0, within_s))
+        if self.is_alive():
+            _LOG.error("process_killed", place=self._place, reason="it did not stop in time")
+            self.kill()
+            self.join()
+
+    def kill(self) -> None:
+        self._told.set()
+        with self._lock:
+            if self._process is not None:
+                self._process.kill()
+
+    @staticmethod
+    def _close_input(process: subprocess.Popen[bytes]) -> None:
+        if process.stdin:
+            process.stdin.close()
+
+
+class _Supervisor:
+    def __init__(
+        self, config: Config, listening: socket.socket, run_dir: Path, engine_command: tuple[str, ...]
+    ) -> None:
+        self._config = config
+        self._listening = listening
+        self._run_dir = run_dir
+        self._engine_socket = _bind_engine(run_dir / "engine")
+        self._alone = config.server.workers == 1
+        metrics.join(run_dir, "worker-0" if self._alone else "supervisor")
+        self._deaths = metrics.SupervisorMetrics(CollectorRegistry()).deaths
+        self._stop = asyncio.Event()
+        self._exit_code = EXIT_STOPPED
+        self._engine_answered = False
+        self._started_at = int(time.time())
+        boot = engine_process.Boot(self._engine_socket.fileno(), str(run_dir), config.engine, config.logs)
+        self._engine = Keeper(
+            engine_process.PLACE, lambda: engine_process.spawn(boot, engine_command), self._engine_died
+        )
+        self._workers: list[Keeper] = []
+
+    async def run(self, on_serving: Callable[[], None]) -> int:
+        self._loop = asyncio.get_running_loop()
+        for told in (signal.SIGTERM, signal.SIGINT):
+            self._loop.add_signal_handler(told, self._signalled, told)
+        worker.raise_open_files()
+        self._engine.start()
+
+        def serving() -> None:
+            self._engine_answered = True
+            on_serving()
+
+        try:
+            if self._alone:
+                await worker.serve(self._boot("worker-0"), self._stop, serving)
+            else:
+                await self._keep_workers(serving)
+        finally:
+            self._engine.tell_stop()
+            await asyncio.to_thread(self._engine.wait_stopped, _ENGINE_STOP_S)
+            self._engine_socket.close()
+        return self._exit_code
+
+    async def _keep_workers(self, serving: Callable[[], None]) -> None:
+        for number in range(self._config.server.workers):
+            boot = self._boot(f"worker-{number}")
+            keeper = Keeper(boot.place, lambda boot=boot: worker.spawn(boot), self._worker_died(boot.place))  # type: ignore[misc]
+            self._workers.append(keeper)
+            keeper.start()
+        stopping = asyncio.create_task(self._stop.wait())
+        async with EngineClient(str(self._run_dir / "engine")) as engine:
+            ready = asyncio.create_task(engine.wait_ready())
+            await asyncio.wait([ready, stopping], return_when=asyncio.FIRST_COMPLETED)
+            ready.cancel()
+        if not self._stop.is_set():
+            serving()
+        await stopping
+        await asyncio.to_thread(self._stop_workers)
+
+    def _stop_workers(self) -> None:
+        bound_s = time.monotonic() + self._config.server.drain_s + _WORKER_GRACE_S
+        for keeper in self._workers:
+            keeper.tell_stop()
+        for keeper in self._workers:
+            keeper.wait_stopped(bound_s - time.monotonic())
+
+    def _boot(self, place: str) -> worker.WorkerBoot:
+        return worker.WorkerBoot(
+            place=place,
+            listening_fd=self._listening.fileno(),
+            engine_path=str(self._run_dir / "engine"),
+            run_dir=str(self._run_dir),
+            database=str(self._config.database),
+            started_at=self._started_at,
+            server=self._config.server,
+            limits=self._config.limits,
+            logs=self._config.logs,
+        )
+
+    def _engine_died(self, code: int) -> None:
+        self._deaths.labels("engine").inc()
+        metrics.forget(self._run_dir, engine_process.PLACE)
+        if code == engine_process.EXIT_CANNOT_START and not self._engine_answered:
+            self._exit_code = EXIT_ENGINE_CANNOT_START
+            self._loop.call_soon_threadsafe(self._stop.set)
+
+    def _worker_died(self, place: str) -> Callable[[int], None]:
+        def died(_code: int) -> None:
+            self._deaths.labels("worker").inc()
+            metrics.forget(self._run_dir, place)
+
+        return died
+
+    def _signalled(self, told: signal.Signals) -> None:
+        if not self._stop.is_set():
+            _LOG.info("stopping", told_by=told.name, at_most_s=self._config.server.drain_s)
+            self._stop.set()
+        elif told is signal.SIGINT:
+            for keeper in (*self._workers, self._engine):
+                keeper.kill()
+            shutil.rmtree(self._run_dir, ignore_errors=True)
+            os._exit(EXIT_INTERRUPTED_TWICE)
+
+
+def _bind_engine(path: Path) -> socket.socket:
+    listening = socket.socket(socket.AF_UNIX)
+    try:
+        listening.bind(str(path))
+    except OSError as error:
+        listening.close()
+        raise CannotListen(
+            f"the engine's socket can't be made at {path} ({error}): set TMPDIR to a short path"
+        ) from error
+    listening.listen(_BACKLOG)
+    return listening
+
+
+def _cause(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
