@@ -1,0 +1,91 @@
+"""Makes a model: `python -m training RECIPE --corpus DIR --out DIR`. Run again, it goes on where it was cut off.
+
+Leaves in OUT: `tokenizer.json`, `step-N/` (checkpoints), `log.jsonl`, `loss.svg`, `NAME.gguf` and `report.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import sys
+from pathlib import Path
+
+import torch
+
+from training import checkpoint, corpus, evaluate, export, plot, recipe, tokenizer
+from training.model import Llama
+from training.train import Run, train
+
+HELD_OUT_PART = "juvenile"
+GAPS = 200
+COMPARED_PROMPTS = 20
+PROMPT_CHARACTERS = 400
+
+
+def main() -> int:
+    """0: the model is made; 3: out of time, run it again to go on; 1: llama.cpp and PyTorch disagree."""
+    options = _options()
+    made = recipe.read(options.recipe)
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    texts = {part: corpus.read(options.corpus, part, "train") for part in made.mix}
+    held_out = corpus.read(options.corpus, HELD_OUT_PART, "val")
+    tokenizer_file = options.out / "tokenizer.json"
+    if not tokenizer_file.exists():
+        tokenizer.train(list(texts.values()), made.shape.vocab_size, tokenizer_file)
+    encode = tokenizer.encoder(tokenizer.load(tokenizer_file))
+    run = Run(options.out, options.device, options.minutes, options.save_every, options.small, options.compile)
+    finished = train(made, run, texts, held_out, encode)
+    plot.draw(options.out / "log.jsonl", options.out / "loss.svg")
+    if not finished:
+        return 3
+
+    model = Llama(made.shape).to(options.device)
+    checkpoint.resume(options.out, model)
+    gguf = options.out / f"{made.about['name']}.gguf"
+    export.export(model, made, tokenizer_file, gguf)
+    bits = evaluate.bits_per_byte(model, held_out, encode, window=made.shape.context)
+    gaps = evaluate.gaps(model, held_out, encode, count=GAPS, seed=made.seed)
+    prompts = _prompts(held_out)
+    agreement = export.compare(model, gguf, prompts, [encode(prompt) for prompt in prompts])
+    report = {
+        "recipe": dataclasses.asdict(made),
+        "corpus_sha256": {part: corpus.digest(options.corpus, part, "train") for part in made.mix},
+        "parameters": made.shape.parameters,
+        "file_bytes": gguf.stat().st_size,
+        "torch": torch.__version__,
+        "machine": f"{platform.machine()}, {options.device}, {torch.get_num_threads()} threads",
+        "bits_per_byte": bits,
+        "gaps": dataclasses.asdict(gaps),
+        "agreement": dataclasses.asdict(agreement),
+    }
+    (options.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+    return 1 if agreement.tokens_differing or agreement.continuations_differing else 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    parser.add_argument("recipe", type=Path, help="a TOML file of training/recipes/")
+    parser.add_argument("--corpus", type=Path, required=True, help="folder of PART.train.txt.xz, PART.val.txt.xz")
+    parser.add_argument("--out", type=Path, required=True, help="where results go; outside the repository")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: PyTorch's choice)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="stop with a checkpoint after this long")
+    parser.add_argument("--save-every", type=int, default=500, help="steps between checkpoints")
+    parser.add_argument("--small", action="store_true", help="checkpoints of bfloat16 weights only")
+    parser.add_argument("--compile", action="store_true", help="torch.compile: twice as fast, wants a C++ compiler")
+    return parser.parse_args()
+
+
+def _prompts(held_out: corpus.Text) -> list[str]:
+    """The beginnings of paragraphs spread over the held-out books."""
+    every = len(held_out.paragraphs) // COMPARED_PROMPTS
+    return [held_out.passage(number * every, PROMPT_CHARACTERS)[0] for number in range(COMPARED_PROMPTS)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

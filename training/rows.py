@@ -1,0 +1,133 @@
+"""Text → documents → rows of tokens: what the model sees. Pure but for the generator passed in; knows no torch.
+
+A document is a passage, or a passage cut for fill-in-the-middle in the order that requests use:
+
+    BOS text                               BOS PRE prefix SUF suffix MID middle END
+
+It begins with BOS because requests do. What nobody will ask the model for is no target: the two inner markers, and
+whatever would follow a passage that merely stops. END is a target where a gap is filled or a book ends.
+
+Documents of many lengths are packed into a row, and attention stays inside a document: in rows of one document each,
+cut to one length, a model learns to end at the last position instead of where the gap is filled.
+"""
+
+from __future__ import annotations
+
+import bisect
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.corpus import Text
+from training.vocabulary import CONTROL, END, FIM_MIDDLE, FIM_PAD, FIM_PREFIX, FIM_SUFFIX
+
+END_ID, PREFIX_ID, SUFFIX_ID, MIDDLE_ID, PAD_ID = map(CONTROL.index, (END, FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE, FIM_PAD))
+NO_TARGET = -1
+
+SHORTEST_PASSAGE = 120
+CHARACTERS_PER_TOKEN = 3.0
+"""A little under the real ratio, so that the longest passages still fit a row."""
+LONGEST_MIDDLE = 400
+WORD_CUT_SHARE = 0.9
+"""With half of the cuts inside words, short gaps come out as fragments of words."""
+
+Encode = Callable[[str], list[int]]
+"""Text → token ids, no BOS added."""
+Ids = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Document:
+    """Tokens, and for each the token that should follow or `NO_TARGET`."""
+
+    tokens: Ids
+    targets: Ids
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Documents packed: arrays of (rows, row_tokens). `documents` tells them apart; padding has number -1."""
+
+    tokens: Ids
+    targets: Ids
+    documents: Ids
+
+
+def passage_document(text: str, ends_book: bool, encode: Encode) -> Document:
+    return _document([END_ID, *encode(text)], END_ID if ends_book else NO_TARGET)
+
+
+def gap_document(prefix: str, middle: str, suffix: str, encode: Encode) -> Document:
+    """Each part is encoded alone, as the parts of a request are."""
+    before = [END_ID, PREFIX_ID, *encode(prefix), SUFFIX_ID, *encode(suffix), MIDDLE_ID]
+    return _document(before + encode(middle), END_ID)
+
+
+def _document(tokens: list[int], last_target: int) -> Document:
+    ids = np.array(tokens, np.int64)
+    targets = np.append(ids[1:], last_target)
+    inner = np.isin(targets, (PREFIX_ID, SUFFIX_ID, MIDDLE_ID))
+    return Document(ids, np.where(inner, NO_TARGET, targets))
+
+
+def cut(text: str, rng: np.random.Generator, word_share: float = WORD_CUT_SHARE) -> tuple[str, str, str]:
+    """Cuts a text into prefix, middle and suffix.
+
+    The middle's length is log-uniform from 1 to `LONGEST_MIDDLE` characters (at most half the text), its place uniform.
+    `word_share` of the cuts have both ends where a word or a line begins or ends, and a word between them.
+    """
+    length = min(round(_log_uniform(rng, 1, LONGEST_MIDDLE)), max(1, len(text) // 2))
+    start = int(rng.integers(0, len(text) - length + 1))
+    end = start + length
+    if rng.random() < word_share:
+        edges = [0, *(match.start() for match in re.finditer(r"(?<=\S)(?=\s)|(?<=\s)(?=\S)", text)), len(text)]
+        first = min(bisect.bisect_left(edges, start), len(edges) - 2)
+        last = max(first + 1, bisect.bisect_left(edges, end))
+        if text[edges[first] : edges[last]].isspace():  # else the likeliest short middle is a blank
+            first, last = (first, last + 1) if last + 1 < len(edges) else (max(0, first - 1), last)
+        start, end = edges[first], edges[last]
+    return text[:start], text[start:end], text[end:]
+
+
+def draw(text: Text, longest: int, fim_share: float, encode: Encode, rng: np.random.Generator) -> Document:
+    """One random document of at most about `longest` tokens, log-uniform in length."""
+    length = round(_log_uniform(rng, SHORTEST_PASSAGE, max(SHORTEST_PASSAGE + 1, longest * CHARACTERS_PER_TOKEN)))
+    passage, ends_book = text.passage(int(rng.integers(len(text.paragraphs))), length)
+    if rng.random() < fim_share:
+        return gap_document(*cut(passage, rng), encode)
+    return passage_document(passage, ends_book, encode)
+
+
+def pack(documents: Iterator[Document], rows: int, row_tokens: int) -> Rows:
+    """Takes documents worth `rows` × `row_tokens` and packs them: the longest first, each whole, into the fullest row
+    that has room for it. The few that fit nowhere are left out."""
+    tokens = np.full((rows, row_tokens), PAD_ID, np.int64)
+    targets = np.full((rows, row_tokens), NO_TARGET, np.int64)
+    numbers = np.full((rows, row_tokens), -1, np.int64)
+    room = np.full(rows, row_tokens)
+    for number, document in enumerate(sorted(_worth(documents, rows * row_tokens), key=len, reverse=True)):
+        fitting = np.flatnonzero(room >= len(document))
+        if len(fitting):
+            row = fitting[np.argmin(room[fitting])]
+            start = row_tokens - room[row]
+            place = slice(start, start + len(document))
+            tokens[row, place], targets[row, place], numbers[row, place] = document.tokens, document.targets, number
+            room[row] -= len(document)
+    return Rows(tokens, targets, numbers)
+
+
+def _worth(documents: Iterator[Document], tokens: int) -> Iterator[Document]:
+    while tokens > 0:
+        document = next(documents)
+        tokens -= len(document)
+        yield document
+
+
+def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
