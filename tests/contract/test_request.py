@@ -133,6 +133,8 @@ REFUSED: list[tuple[dict[str, object], str]] = [
     ({"n": 129}, "n"),
     ({"seed": 2**63}, "seed"),
     ({"seed": 2.0**63}, "seed"),
+    ({"seed": -(2**63) - 1}, "seed"),
+    ({"seed": -(10**400)}, "seed"),
     ({"seed": "1"}, "seed"),
     ({"stop": ""}, "stop"),
     ({"stop": ["a", ""]}, "stop"),

@@ -63,7 +63,7 @@ def _contract_fields(limits: Limits) -> tuple[Field, ...]:
               "Choices for each prompt."),
         Field("presence_penalty", s.number(-2, 2), default=0.0, example=0.5, text=
               "Taken from the logit of each token that was generated at least once."),
-        Field("seed", s.integer(-s.INT64_MAX - 1, s.INT64_MAX), example=1234, text=
+        Field("seed", s.integer(s.INT64_MIN, s.INT64_MAX), example=1234, text=
               "Makes sampling repeatable. Candidate i is drawn as a single request with seed + i would be."),
         Field("stop", s.stops(limits.max_stops), example=["\n"], text=
               "Texts before which generation ends."),

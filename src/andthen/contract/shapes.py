@@ -14,7 +14,7 @@ from msgspec import Meta, Raw, Struct
 from andthen.contract.errors import BadRequest
 
 INT32_MAX = 2**31 - 1
-INT64_MAX = 2**63 - 1
+INT64_MIN, INT64_MAX = -(2**63), 2**63 - 1
 
 Prompt = str | tuple[int, ...]
 
@@ -39,7 +39,7 @@ class Shape(Struct, frozen=True, kw_only=True):
 def integer(low: int, high: int) -> Shape:
     return Shape(
         python=Annotated[int, Meta(ge=low, le=high)],
-        integral=float,
+        integral=int | float,
         schema={"type": "integer", "minimum": low, "maximum": high},
         says=f"an integer from {_power(low)} to {_power(high)}",
     )
@@ -236,4 +236,4 @@ def _absent_if_empty(value: Any) -> Any:
 
 
 def _power(bound: int) -> str:
-    return {INT32_MAX: "2³¹−1", INT64_MAX: "2⁶³−1", -INT64_MAX - 1: "-2⁶³"}.get(bound, str(bound))
+    return {INT32_MAX: "2³¹−1", INT64_MAX: "2⁶³−1", INT64_MIN: "-2⁶³"}.get(bound, str(bound))

@@ -34,9 +34,15 @@ _STRUCTS = (
 )
 _KEY: list[Json] = [{"apiKey": []}, {"bearer": []}]
 _KEY_OFF_LOOPBACK = [{}, *_KEY]
-_ANYWHERE = (errors.RequestTimeout, errors.HeadersTooLarge, errors.InternalError)
-_WITH_BODY = (errors.InvalidJson, errors.BadRequest, errors.PayloadTooLarge, errors.UnsupportedMediaType)
-_BY_THE_ENGINE = (errors.NoCapacity, errors.EngineRestarted, errors.ShuttingDown)
+_ANYWHERE = (errors.HeadersTooLarge, errors.InternalError, errors.ShuttingDown)
+_WITH_BODY = (
+    errors.BadRequest,
+    errors.InvalidJson,
+    errors.RequestTimeout,
+    errors.PayloadTooLarge,
+    errors.UnsupportedMediaType,
+)
+_BY_THE_ENGINE = (errors.NoCapacity, errors.EngineRestarted)
 
 _EXAMPLES: Json = {
     "text": {"model": "local/tale", "prompt": "Once upon a time", "max_tokens": 32, "temperature": 0.7, "seed": 1},
@@ -121,9 +127,10 @@ def _paths() -> Json:
     metrics = {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
     page = {"description": "A page.", "content": {"text/html": {"schema": {"type": "string"}}}}
     document = {"description": "This document.", "content": {"application/json": {"schema": {"type": "object"}}}}
-    unready = (errors.EngineRestarted, errors.ShuttingDown)
     paths["/healthz"] = {"get": _operation("live", "Is the process alive?", health, (), security=[])}
-    paths["/readyz"] = {"get": _operation("ready", "Would a completion be taken?", ready, unready, security=[])}
+    paths["/readyz"] = {
+        "get": _operation("ready", "Would a completion be taken?", ready, (errors.EngineRestarted,), security=[])
+    }
     paths["/metrics"] = {
         "get": _operation(
             "metrics", "Counters of all workers and the engine", metrics, (errors.InvalidApiKey,),
@@ -210,7 +217,8 @@ def _detokenize(root: str) -> Json:
 def _tokenizer_info(root: str) -> Json:
     done = _json("TokenizerInfo", "The special tokens and the chat template.")
     name, summary = _name("tokenizerInfo", root), "The special tokens of a model"
-    operation = _operation(name, summary, done, _TOKENIZER_REFUSALS, security=_KEY_OFF_LOOPBACK)
+    refusals = (errors.BadRequest, *_TOKENIZER_REFUSALS)
+    operation = _operation(name, summary, done, refusals, security=_KEY_OFF_LOOPBACK)
     operation["parameters"] = [
         {
             "name": "model",
