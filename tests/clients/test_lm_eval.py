@@ -6,17 +6,24 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.clients.test_clients import HERE, run
+from tests.engine.asking import Plain
 from tests.serving import Server, serving
 
 ROOT = Path(__file__).parents[2]
 TASKS = HERE / "lm_eval_tasks"
 CLOSE_NAT = 0.05
+
+
+@pytest.fixture(scope="module")
+def plain() -> Plain:
+    return Plain()
 
 
 @pytest.fixture(scope="module")
@@ -54,21 +61,40 @@ def scores(sample: dict[str, Any]) -> list[float]:
     return [float(answer[0][0]) for answer in sample["resps"]]
 
 
+def said(samples: list[dict[str, Any]]) -> list[str]:
+    return [sample["resps"][0][0] for sample in samples]
+
+
+def computed(plain: Plain, sample: dict[str, Any], *, tokenized: bool) -> list[float]:
+    """The same log-likelihoods without a server, one token at a time. The harness sends token ids as they are; before
+    a string the model's start token is put."""
+    found = []
+    for asked in sample["arguments"].values():
+        start = 1 if tokenized else 0
+        whole = plain.tokens(asked["arg_0"] + asked["arg_1"])[start:]
+        context = plain.tokens(asked["arg_0"])[start:]
+        found.append(sum(plain.prompt_logprobs(whole)[len(context) - 1 :]))
+    return found
+
+
 @pytest.mark.timeout(600)
-def test_every_way_of_asking_gives_one_score(many_stops: Server, tmp_path: Path) -> None:
-    runs = {
-        (tokenized, size): evaluate(many_stops, tmp_path / f"{tokenized}-{size}", tokenized=tokenized, batch_size=size)
-        for tokenized in (True, False)
-        for size in (1, 4)
-    }
-    first = runs[True, 1]
-    lines = (TASKS / "endings.jsonl").read_text().splitlines()
-    assert [len(scores(sample)) for sample in first["endings"]] == [len(json.loads(line)["endings"]) for line in lines]
-    for seen in runs.values():
-        for sample, other in zip(first["endings"], seen["endings"], strict=True):
-            assert scores(sample) == pytest.approx(scores(other), abs=CLOSE_NAT)
-            assert all(score < 0 for score in scores(sample))
-        for sample, other in zip(first["goes_on"], seen["goes_on"], strict=True):
-            text = sample["resps"][0][0]
-            assert text == other["resps"][0][0]
-            assert not any(stop in text for stop in ("\n", ".", "!", "?", ";", "THE END"))
+def test_the_harness_finds_what_is_computed_directly(many_stops: Server, plain: Plain, tmp_path: Path) -> None:
+    ways = [(tokenized, size) for tokenized in (True, False) for size in (1, 4)]
+
+    def seen(way: tuple[bool, int]) -> dict[str, list[dict[str, Any]]]:
+        return evaluate(many_stops, tmp_path / f"{way[0]}-{way[1]}", tokenized=way[0], batch_size=way[1])
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        runs = dict(zip(ways, pool.map(seen, ways), strict=True))
+    for (tokenized, _), run_of in runs.items():
+        assert len(run_of["endings"]) == len((TASKS / "endings.jsonl").read_text().splitlines())
+        for sample in run_of["endings"]:
+            wanted = computed(plain, sample, tokenized=tokenized)
+            assert scores(sample) == pytest.approx(wanted, abs=CLOSE_NAT)
+            right = sample["doc"]["right"]
+            assert sample["acc"] == (max(range(len(wanted)), key=wanted.__getitem__) == right)
+    for tokenized in (True, False):
+        alone, together = (said(runs[tokenized, size]["goes_on"]) for size in (1, 4))
+        assert alone == together
+        assert any(alone)
+        assert not any(stop in text for text in alone for stop in ("\n", ".", "!", "?", ";", "THE END"))
