@@ -65,6 +65,7 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
     )
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(level)
+    logging.getLogger("alembic").setLevel(max(level, logging.WARNING))  # its every step is of no interest
     for name in LIBRARIES:
         library = logging.getLogger(name)
         library.handlers.clear()

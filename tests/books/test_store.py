@@ -103,6 +103,7 @@ def test_the_first_key_is_made_where_there_never_was_one(store: SqlStore) -> Non
 
 def test_no_secret_is_in_the_files(store: SqlStore, path: Path) -> None:
     secret = store.create_key("ci").secret
+    store.close()
     written = b"".join(file.read_bytes() for file in path.parent.iterdir())
     assert b"ci" in written
     assert secret.removeprefix("at-").encode() not in written

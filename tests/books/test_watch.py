@@ -54,6 +54,15 @@ async def test_a_revocation_by_another_process_is_in_force_within_a_second(store
         await _until(lambda: keys.lookup(issued.secret) is None, within_s=1)
 
 
+async def test_a_second_store_of_the_same_process_does_not_blind_the_first(store: SqlStore, path: Path) -> None:
+    issued = store.create_key("ci")
+    async with KeyWatch(store) as keys:
+        with closing(open_sqlite(path)):
+            await _another_process(path, "list_keys()")
+            await _another_process(path, "revoke_key('ci')")
+        await _until(lambda: keys.lookup(issued.secret) is None, within_s=1)
+
+
 async def test_a_key_of_another_process_is_honoured_at_once(store: SqlStore, path: Path) -> None:
     async with KeyWatch(store, interval_s=3600) as keys:
         secret = await _another_process(path, "create_key('ci').secret")

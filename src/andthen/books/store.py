@@ -10,6 +10,7 @@ database that was put in another's place is a change too.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import stat
@@ -225,7 +226,10 @@ def open_sqlite(path: Path, *, busy_timeout_s: float = 5.0) -> SqlStore:
     """
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        # Never opened here where it exists: to close it would take this process's locks from SQLite, and another
+        # process would then delete the write-ahead log that we read (https://sqlite.org/howtocorrupt.html, 2.2).
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     except OSError as error:
         raise StoreUnavailable(
             f"the database {path} can't be made ({error.strerror}): set ANDTHEN_HOME to a folder that can be written"
