@@ -1,0 +1,5 @@
+"""`python -m andthen` is the command `andthen`."""
+
+from andthen.cli import main
+
+main()

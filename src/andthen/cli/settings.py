@@ -1,0 +1,44 @@
+"""The options that several commands share, and the settings they lead to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+if TYPE_CHECKING:
+    from andthen.config import Config
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+def config_option(command: _Command) -> _Command:
+    return click.option(
+        "--config",
+        "config_file",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Settings file [default: $ANDTHEN_CONFIG, else andthen.toml in $ANDTHEN_HOME, if it is there]",
+    )(command)
+
+
+def settings(
+    config_file: Path | None = None,
+    options: Mapping[tuple[str, str], object] | None = None,
+    models: Sequence[str] = (),
+) -> Config:
+    """All settings, checked. Raises `ConfigError`."""
+    import os
+
+    from andthen.config import load
+
+    return load(os.environ, file=config_file, options=options, models=models)
+
+
+def default_model(config: Config) -> str:
+    """The model that is asked where none is named: the shipped one, else the first."""
+    from andthen.config import HOUSE_MODEL
+
+    return HOUSE_MODEL if HOUSE_MODEL in config.engine.models else next(iter(config.engine.models))
