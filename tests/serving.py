@@ -64,7 +64,7 @@ def serving(home: Path, *arguments: str, settings: str = "") -> Iterator[Server]
     config.write_text(settings)
     key = andthen("keys", "create", "--name", "tests", home=home).strip()
     port = free_port()
-    command: list[str | Path] = [ANDTHEN, "serve", "--port", str(port), "--config", str(config), *arguments]
+    command: list[str | Path] = [ANDTHEN, "serve", *arguments, "--port", str(port), "--config", str(config)]
     log = home / "server.log"
     with log.open("w") as output:
         process = subprocess.Popen(
