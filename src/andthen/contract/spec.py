@@ -57,6 +57,27 @@ _EXAMPLES: Json = {
 }
 
 
+def _json_text(schema: str) -> Json:
+    return {
+        "type": "string",
+        "contentMediaType": "application/json",
+        "contentSchema": {"$ref": f"#/components/schemas/{schema}"},
+    }
+
+
+# Before OpenAPI 3.2 a stream's schema is that of each event.
+_EVENT: Json = {
+    "description": "Chunks, then `[DONE]`. After an error in the stream the connection breaks off.",
+    "type": "object",
+    "required": ["data"],
+    "anyOf": [
+        {"properties": {"data": _json_text("CompletionChunk")}},
+        {"properties": {"data": {"const": "[DONE]"}}},
+        {"properties": {"event": {"const": "error"}, "data": _json_text("ErrorReply")}, "required": ["event"]},
+    ],
+}
+
+
 def openapi(limits: Limits, *, version: str) -> Json:
     """The document, an OpenAPI 3.1 object.
 
@@ -145,13 +166,7 @@ def _paths() -> Json:
 
 def _complete(path: str) -> Json:
     done = _json("CompletionReply", "The choices; with `stream: true` server-sent events, each a `CompletionChunk`.")
-    done["content"]["text/event-stream"] = {
-        "schema": {
-            "type": "string",
-            "description": "Frames `data: {CompletionChunk}`, the last of them `data: [DONE]`. An error after the "
-            "first frame comes as `event: error` with an `ErrorReply`, and the connection breaks off.",
-        }
-    }
+    done["content"]["text/event-stream"] = {"schema": _EVENT}
     done["headers"] = {
         "x-request-id": _header("The reply's `id`."),
         "x-andthen-plan": _header("What became of each field, such as `n=native, stop=native`."),
@@ -223,8 +238,8 @@ def _tokenizer_info(root: str) -> Json:
         {
             "name": "model",
             "in": "query",
-            "description": "A local model; absent: the first.",
-            "schema": {"type": "string", "minLength": 1},
+            "description": "A local model; absent or empty: the first.",
+            "schema": {"type": "string"},
         }
     ]
     return operation
