@@ -59,7 +59,9 @@ def _depth_exceeds(text: bytes, bound: int) -> bool:
     text = text.translate(_ONE_KIND, _REST)
     outside_strings = text.replace(b'""', b"").split(b'"')[::2]
     brackets = b"".join(outside_strings)
-    for _ in range(bound):
+    for left in range(bound, 0, -1):
+        if b"[" * (left + 1) in brackets:
+            return True
         brackets = brackets.replace(b"[]", b"")
     return bool(brackets)
 
