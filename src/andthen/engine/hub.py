@@ -4,7 +4,6 @@ used, and its cache folder; nothing of models.
 
 from __future__ import annotations
 
-import os
 import re
 from pathlib import Path
 from typing import Self
@@ -45,13 +44,15 @@ class HubFile(Struct, frozen=True):
 
     def pull(self) -> Path:
         """Downloads the file, or what is new of it, into the hub's cache. Blocks, and shows progress on a terminal.
+        Where the hub can't be reached, an earlier download is as good.
 
         Raises:
             HubError
         """
-        from huggingface_hub import errors, hf_hub_download
+        from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
         try:
+            get_hf_file_metadata(hf_hub_url(self.repo, self.file))  # tells at once what a download tries for long
             return Path(hf_hub_download(self.repo, self.file))
         except errors.GatedRepoError as error:
             raise HubError(
@@ -62,15 +63,17 @@ class HubFile(Struct, frozen=True):
             raise HubError(
                 f"{self}: the hub has no repository {self.repo}, or it is private: check the name, or set HF_TOKEN"
             ) from error
-        except errors.EntryNotFoundError as error:
-            if isinstance(error, errors.LocalEntryNotFoundError):
-                raise self._unreachable(error) from error
+        except errors.RemoteEntryNotFoundError as error:
             raise HubError(f"{self}: {self.repo} has no file {self.file}: its page lists the files") from error
-        except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
+        except Exception as error:  # of the hub's library, and of whichever HTTP library it has chosen
+            if earlier := self.cached():
+                return earlier
             raise self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> HubError:
-        if os.environ.get("HF_HUB_OFFLINE"):
+        from huggingface_hub import constants
+
+        if constants.HF_HUB_OFFLINE:
             return HubError(f"{self}: it was not pulled before, and HF_HUB_OFFLINE forbids to ask: unset it to pull")
         first = str(error).strip().partition("\n")[0]
         return HubError(f"{self}: the hub can't be reached; once pulled, a model needs no network ({first})")

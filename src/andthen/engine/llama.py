@@ -384,7 +384,8 @@ class Batch:
 
 
 class Context:
-    """A key-value pool of `cells` tokens, shared by up to `sequences` sequences, and the computing of batches.
+    """A key-value pool of `cells` tokens, shared by up to `sequences` sequences, and the computing of batches of at
+    most `batch_tokens`, in slices of `slice_tokens` (0: whole).
 
     Not thread-safe; `decode` releases the GIL.
 
@@ -392,12 +393,15 @@ class Context:
         LlamaError: the pool can't be had.
     """
 
-    def __init__(self, model: Model, *, cells: int, sequences: int, batch_tokens: int, threads: int) -> None:
+    def __init__(
+        self, model: Model, *, cells: int, sequences: int, batch_tokens: int, threads: int, slice_tokens: int = 0
+    ) -> None:
         self._lib = model.lib
         self._model = model
         params = self._lib.context_default_params()
         params.n_ctx = cells
-        params.n_batch = params.n_ubatch = batch_tokens
+        params.n_batch = batch_tokens
+        params.n_ubatch = slice_tokens or batch_tokens
         params.n_seq_max = sequences
         params.n_threads = params.n_threads_batch = threads
         params.kv_unified = True

@@ -113,7 +113,7 @@ class Engine:
         progressed = False
         while not self._stopping:
             self._obey(wait=not progressed)  # what did not progress waits for a command: more work, or credit
-            progressed = sum([runner.step() for runner in self._models.runners if not runner.idle]) > 0
+            progressed = sum([self._step(runner) for runner in self._models.runners if not runner.idle]) > 0
             self._give_out()
         for runner in self._models.runners:
             runner.close()
@@ -142,6 +142,14 @@ class Engine:
                 command = self._commands.get_nowait()
         except Empty:
             pass
+
+    def _step(self, runner: Runner) -> bool:
+        try:
+            return runner.step()
+        except Exception:  # whatever it was, it ends these requests and not the engine
+            _LOG.exception("engine_step_failed")
+            runner.break_off()
+            return True
 
     def _run_in_engine_thread(self, function: Callable[[], None]) -> None:
         done = threading.Event()

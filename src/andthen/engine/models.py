@@ -19,12 +19,10 @@ from andthen.contract.errors import AndthenError, InternalError, ModelNotFound, 
 from andthen.engine.job import Job
 from andthen.engine.llama import LlamaError, Model
 from andthen.engine.messages import ModelInfo
-from andthen.engine.runner import Runner
+from andthen.engine.runner import PAIRING_ID, Options, Runner
 from andthen.engine.scheduler import Bounds
 from andthen.engine.settings import EngineSettings, ModelSettings
 
-_IDS = 256
-"""Sequence ids: llama.cpp's LLAMA_MAX_SEQ."""
 _POOL_CONTEXTS = 32
 _POOL_BYTES = 2 << 30
 _HASHED_BYTES = 1 << 20
@@ -48,7 +46,7 @@ class Known:
         self.bytes_needed = Path(settings.path).stat().st_size + cells * per_cell
         self.bounds = Bounds(
             cells=cells,
-            ids=_IDS,
+            ids=PAIRING_ID,
             running=max_sequences,
             batch_tokens=max(batch_tokens, max_sequences + 32),
             cache_cells=cells // 4 if self.vocabulary.rewinds else 0,
@@ -204,7 +202,8 @@ class Models:
     def _load(self, known: Known) -> Runner:
         try:
             model = Model(known.settings.path, gpu_layers=known.settings.gpu_layers)
-            runner = Runner(model, known.vocabulary, known.bounds, self._threads, self._fail)
+            options = Options(known.bounds, self._threads, deterministic=known.settings.deterministic)
+            runner = Runner(model, known.vocabulary, options, self._fail)
         except LlamaError as error:
             _LOG.error("model_not_loaded", model=known.name, reason=str(error))
             raise InternalError(f"{known.name} can't be loaded; the server's log says why") from error

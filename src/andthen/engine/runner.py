@@ -23,11 +23,33 @@ from andthen.contract.errors import AndthenError, InternalError
 from andthen.contract.events import Alternative, FinishReason
 from andthen.contract.text import token_text
 from andthen.engine.job import Candidate, Job, PromptJob, Top
-from andthen.engine.llama import Batch, Context, LogitArray, Model
+from andthen.engine.llama import Batch, Context, LlamaError, LogitArray, Model
 from andthen.engine.messages import CREDIT_TOKENS
 from andthen.engine.sampling import Scores, choose, draw_noise, score
 from andthen.engine.scheduler import Bounds, Drop, Fork, Read, Scheduler, Step
 from andthen.engine.sequence import Group, Sequence, State
+
+PAIRING_ID = 255
+"""The sequence of the rows that only keep others company: the last of llama.cpp's 256 (LLAMA_MAX_SEQ)."""
+_SLICE_TOKENS = 63
+_PAIRING_CELLS = 1024
+
+
+class Options(Struct, frozen=True):
+    """How a model is run.
+
+    Attributes:
+        bounds: of its pool.
+        threads: that compute.
+        deterministic: compute every row the same way whatever else is in its batch. llama.cpp (read in ggml-cpu/ops.cpp
+            and llamafile/sgemm.cpp, and measured, November 2026) computes a row alone by other kernels than rows in
+            company, and attention from 64 rows on by another kernel again; in slices of 2 to 63 rows a row's logits
+            were bit-equal for any company, chunking and number of threads.
+    """
+
+    bounds: Bounds
+    threads: int
+    deterministic: bool = False
 
 
 class Drawn(Struct, frozen=True):
@@ -55,8 +77,7 @@ class Runner:
     Args:
         model: loaded with its weights.
         vocabulary: the same model's, which outlives the weights.
-        bounds: of its pool.
-        threads: that compute.
+        options: how it is run.
         fail: called with a job that can't go on and why.
     """
 
@@ -64,22 +85,29 @@ class Runner:
         self,
         model: Model,
         vocabulary: Model,
-        bounds: Bounds,
-        threads: int,
+        options: Options,
         fail: Callable[[Job, AndthenError], None],
     ) -> None:
         self.model = model
         self._pieces = vocabulary.pieces
         self._end_tokens = vocabulary.end_tokens
-        self.scheduler = Scheduler(bounds)
+        self.scheduler = Scheduler(options.bounds)
         self.jobs: dict[Job, None] = {}
         self.generated_tokens = self.prompt_tokens = self.cached_tokens = self.steps = 0
-        self._bounds = bounds
+        bounds = self._bounds = options.bounds
+        self._slice = _SLICE_TOKENS if options.deterministic else 0
+        self._paired = 0
+        """Cells that rows of company hold."""
         self._context = Context(
-            model, cells=bounds.cells, sequences=bounds.ids, batch_tokens=bounds.batch_tokens, threads=threads
+            model,
+            cells=bounds.cells + (_PAIRING_CELLS if self._slice else 0),
+            sequences=PAIRING_ID + 1,
+            batch_tokens=bounds.batch_tokens + 1,
+            slice_tokens=self._slice,
+            threads=options.threads,
         )
         self._fail = fail
-        self._batch = Batch(bounds.batch_tokens)
+        self._batch = Batch(bounds.batch_tokens + 1)
         self._noise = np.empty((bounds.running, model.vocab_size), np.float32)
         self._scratch = np.empty((bounds.running, model.vocab_size), np.uint32)
         self._prompts: dict[Group, PromptJob] = {}
@@ -89,6 +117,7 @@ class Runner:
         self._kept: LogitArray | None = None
         self._requests: SimpleQueue[bool] = SimpleQueue()
         self._results: SimpleQueue[int] = SimpleQueue()
+        self._decoding = False
         self._decoder = threading.Thread(target=self._decode_forever, name="decode", daemon=True)
         self._decoder.start()
 
@@ -125,27 +154,49 @@ class Runner:
         self._pause(job, job.ahead >= CREDIT_TOKENS)
 
     def step(self) -> bool:
-        """Does one step; False if there was nothing to compute."""
+        """Does one step; False if there was nothing to compute.
+
+        Raises:
+            LlamaError: the library refused the batch; `break_off` is all that helps.
+        """
         step = self.scheduler.plan()
         self._apply(step)
         if not step.tokens and not step.starts:
             self._settle()
+            self._unpair()
             return False
         self._fill(step)
         if step.tokens:
+            self._decoding = True
             self._requests.put(True)
         self._settle()
         drawing = [*step.decodes, *step.starts]
         candidates = [self._candidates.get(sequence) for sequence in drawing]
         samplers = [candidate.sampler for candidate in candidates if candidate]
         draw_noise(samplers, self._noise[: len(samplers)], self._scratch[: len(samplers)])
-        if step.tokens and (failure := self._results.get()) != 0:
-            self._break_off(failure)
-            return True
+        if step.tokens and (code := self._await_decode()) != 0:
+            words = "; ".join(self.model.lib.complaints) or "no reason given"
+            raise LlamaError(f"llama_decode returned {code}: {words}")
         self.steps += 1
         self.prompt_tokens += step.tokens - len(step.decodes)
         self._draw(step, candidates)
         return True
+
+    def break_off(self) -> None:
+        """A step failed: nobody knows what the pool holds, so all jobs fail and the pool is emptied."""
+        if self._decoding:
+            self._await_decode()
+        for job in list(self.jobs):
+            self._fail(job, InternalError("the engine could not compute this request; the server's log says why"))
+        self._unsettled.clear()
+        self._kept = None
+        self.jobs.clear()
+        self._prompts.clear()
+        self._candidates.clear()
+        self._first_logits.clear()
+        self._context.clear()
+        self._paired = 0
+        self.scheduler = Scheduler(self._bounds)
 
     def close(self) -> None:
         """Frees the pool and the model."""
@@ -159,6 +210,11 @@ class Runner:
     def _decode_forever(self) -> None:
         while self._requests.get():
             self._results.put(self._context.decode(self._batch))
+
+    def _await_decode(self) -> int:
+        code = self._results.get()
+        self._decoding = False
+        return code
 
     def _apply(self, step: Step) -> None:
         for change in step.memory:
@@ -184,6 +240,25 @@ class Runner:
                 batch.wanted[stop - 1] = 1
             count = stop
         batch.count = count
+        if self._slice and count % self._slice == 1:
+            self._pair(batch)
+
+    def _pair(self, batch: Batch) -> None:
+        """Adds a row, so that the last one is not computed alone. Its cells stay until nobody runs: freed at once,
+        their places would be taken by the others' next tokens, and a sequence whose cells are out of order sums its
+        attention in another order."""
+        if self._paired == _PAIRING_CELLS:
+            self._unpair()
+        last = batch.count
+        batch.tokens[last], batch.positions[last] = batch.tokens[last - 1], self._paired
+        batch.sequences[last], batch.wanted[last] = PAIRING_ID, 0
+        self._paired += 1
+        batch.count += 1
+
+    def _unpair(self) -> None:
+        if self._paired:
+            self._context.drop(PAIRING_ID)
+            self._paired = 0
 
     def _draw(self, step: Step, candidates: list[Candidate | None]) -> None:
         wanted = int(self._batch.wanted[: self._batch.count].sum()) if step.tokens else 0
@@ -342,17 +417,3 @@ class Runner:
         for prompt in job.prompts:
             for sequence in prompt.group.sequences:
                 sequence.paused = paused
-
-    def _break_off(self, code: int) -> None:
-        """A decode failed: nobody knows what the pool holds, so everyone starts anew."""
-        words = "; ".join(self.model.lib.complaints) or "no reason given"
-        for job in list(self.jobs):
-            self._fail(job, InternalError(f"the model could not compute this request (llama_decode {code}): {words}"))
-        self._unsettled.clear()
-        self._kept = None
-        self.jobs.clear()
-        self._prompts.clear()
-        self._candidates.clear()
-        self._first_logits.clear()
-        self._context.clear()
-        self.scheduler = Scheduler(self._bounds)

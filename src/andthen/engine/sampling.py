@@ -12,6 +12,7 @@ drawn token only where two candidates are that close.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -163,7 +164,7 @@ def truncate(row: Floats, *, top_k: int, top_p: float, min_p: float) -> None:
     """
     best = row.max()
     if min_p > 0.0:
-        row[row < best + np.log(np.float32(min_p))] = -np.inf
+        row[row < best + math.log(min_p)] = -np.inf
     if top_k > 0:
         row[row < np.partition(row, -top_k)[-top_k]] = -np.inf
     if top_p < 1.0:

@@ -39,6 +39,7 @@ class PromptText:
         """The `logprobs` entries of the prompt: the first without a value, the others with those of `scored`."""
         offsets = Offsets()
         values: list[tuple[float | None, tuple[Alternative, ...] | None]] = [(None, None), *scored]
+        del values[len(self._tokens) :]  # the start of a document has no first token
         return tuple(
             Token(token, token_text(self._pieces[token]), logprob, min(offsets.feed(part), len(self.text)), top)
             for token, part, (logprob, top) in zip(self._tokens, self._parts, values, strict=True)

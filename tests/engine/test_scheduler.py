@@ -1,0 +1,273 @@
+"""The scheduler's plans, attacked: a shadow pool carries them out and knows every cell."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from andthen.engine.scheduler import Bounds, Drop, Fork, Scheduler, Step
+from andthen.engine.sequence import Group, Sequence, State
+
+
+class Pool:
+    """What llama.cpp's unified cache does: a cell belongs to every sequence that shares it, free when none does."""
+
+    def __init__(self) -> None:
+        self.cells: dict[int, list[int]] = {}
+        self._next = 0
+
+    def fork(self, source: int, target: int, length: int) -> None:
+        assert target not in self.cells, f"sequence {target} is in two hands"
+        assert len(self.cells[source]) >= length
+        self.cells[target] = self.cells[source][:length]
+
+    def drop(self, id: int) -> None:
+        self.cells.pop(id, None)
+
+    def write(self, id: int, position: int) -> None:
+        cells = self.cells.setdefault(id, [])
+        assert len(cells) == position, "a token is decoded at its place, once"
+        cells.append(self._next)
+        self._next += 1
+
+    @property
+    def used(self) -> int:
+        return len({cell for cells in self.cells.values() for cell in cells})
+
+
+class Driver:
+    """Carries out plans as the loop does, with tokens that depend on nothing but the sequence."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self.scheduler = Scheduler(bounds)
+        self.pool = Pool()
+        self.groups: list[Group] = []
+        self.started: dict[Sequence, int] = {}
+        self.ends: dict[Sequence, int] = {}
+
+    def add(self, group: Group, ends: list[int]) -> None:
+        self.groups.append(group)
+        self.ends.update(zip(group.sequences, ends, strict=False))
+        self.scheduler.add(group)
+
+    def step(self) -> Step:
+        plan = self.scheduler.plan()
+        for change in plan.memory:
+            match change:
+                case Fork(source, target, length):
+                    self.pool.fork(source, target, length)
+                case Drop(id):
+                    self.pool.drop(id)
+        self.check(plan)
+        for sequence in plan.decodes:
+            self.pool.write(sequence.id, sequence.position - 1)
+        for read in plan.reads:
+            for position in range(read.start, read.stop):
+                self.pool.write(read.group.trunk, position)
+        assert self.pool.used <= self.scheduler.bounds.cells, "more cells than the pool has"
+        for sequence in plan.starts:
+            self.started[sequence] = self.started.get(sequence, 0) + 1
+        for sequence in [*plan.decodes, *plan.starts]:
+            sequence.chosen.append(len(sequence.chosen) + sequence.number)
+            if len(sequence.chosen) >= self.ends[sequence]:
+                self.scheduler.finish(sequence)
+        for read in plan.reads:
+            if read.last and not read.group.sequences:
+                self.scheduler.finish_reading(read.group)
+        return plan
+
+    def check(self, plan: Step) -> None:
+        bounds = self.scheduler.bounds
+        assert plan.tokens <= bounds.batch_tokens
+        assert sum(r.stop - r.start for r in plan.reads if r.group.scored) <= bounds.scored_tokens
+        holders = [sequence.id for sequence in self.scheduler.running]
+        holders += [group.trunk for group in self.groups if group.trunk >= 0]
+        holders += [entry.id for entry in self.scheduler.prefixes._entries]
+        assert len(holders) == len(set(holders)), "a sequence id is in two hands"
+        assert all(0 <= id < bounds.ids for id in holders)
+        assert len(self.scheduler.running) <= bounds.running
+        held = sum(len(group.tokens) for group in self.groups if group.state in (State.READING, State.OPEN))
+        held += sum(sequence.group.max_tokens for sequence in self.scheduler.running)
+        assert held == self.scheduler.cells_held
+        assert held + self.scheduler.prefixes.cells <= bounds.cells
+        for read in plan.reads:
+            assert not read.group.scored or read.group.cached == 0
+
+
+def prompt(length: int, kind: int) -> np.ndarray:
+    """Prompts of one kind share their beginning."""
+    return np.array([kind] * (length - 1) + [100 + length], np.int32)
+
+
+BOUNDS = Bounds(cells=160, ids=12, running=5, batch_tokens=24, scored_tokens=8, cache_cells=60)
+
+
+class SchedulerMachine(RuleBasedStateMachine):
+    @initialize()
+    def begin(self) -> None:
+        self.driver = Driver(BOUNDS)
+
+    @rule(
+        owner=st.sampled_from("abc"),
+        length=st.integers(1, 70),
+        kind=st.integers(0, 2),
+        max_tokens=st.integers(0, 60),
+        candidates=st.integers(1, 7),
+        scored=st.booleans(),
+        ends=st.lists(st.integers(1, 60), min_size=7, max_size=7),
+    )
+    def add(
+        self, owner: str, length: int, kind: int, max_tokens: int, candidates: int, scored: bool, ends: list[int]
+    ) -> None:
+        width = candidates if max_tokens else 0
+        group = Group(owner, prompt(length, kind), max_tokens=max_tokens, candidates=width, scored=scored or not width)
+        if self.driver.scheduler.fits(group):
+            self.driver.add(group, [min(end, max_tokens) for end in ends])
+
+    @rule(steps=st.integers(1, 12))
+    def run(self, steps: int) -> None:
+        for _ in range(steps):
+            self.driver.step()
+
+    @precondition(lambda self: self.driver.groups)
+    @rule(which=st.integers(0, 1000))
+    def cancel(self, which: int) -> None:
+        self.driver.scheduler.cancel(self.driver.groups[which % len(self.driver.groups)])
+
+    @precondition(lambda self: self.driver.scheduler.running)
+    @rule(which=st.integers(0, 1000), paused=st.booleans())
+    def pause(self, which: int, paused: bool) -> None:
+        running = list(self.driver.scheduler.running)
+        running[which % len(running)].paused = paused
+
+    @invariant()
+    def starts_are_single(self) -> None:
+        assert all(count == 1 for count in getattr(self, "driver", Driver(BOUNDS)).started.values())
+
+    def teardown(self) -> None:
+        """Whatever came before, everybody's work ends, and nothing is left but cached prefixes."""
+        for group in self.driver.groups:
+            for sequence in group.sequences:
+                sequence.paused = False
+        for _ in range(20_000):
+            if self.driver.scheduler.idle:
+                break
+            self.driver.step()
+        assert self.driver.scheduler.idle, "somebody starves"
+        assert all(group.state is State.DONE for group in self.driver.groups)
+        assert self.driver.scheduler.cells_held == 0
+        self.driver.scheduler.forget_prefixes()
+        self.driver.step()
+        assert self.driver.pool.used == 0
+        assert sorted(self.driver.scheduler._free_ids) == list(range(BOUNDS.ids))
+
+
+TestScheduler = SchedulerMachine.TestCase
+TestScheduler.settings = settings(max_examples=150, stateful_step_count=40, deadline=None, derandomize=True)
+
+
+def run_until_idle(driver: Driver) -> list[Step]:
+    steps = []
+    while not driver.scheduler.idle:
+        steps.append(driver.step())
+    return steps
+
+
+def test_candidates_share_one_reading_of_their_prompt() -> None:
+    driver = Driver(Bounds(cells=4096, ids=64, running=32, batch_tokens=64))
+    driver.add(Group("a", prompt(400, 1), max_tokens=10, candidates=32), [10] * 32)
+    steps = run_until_idle(driver)
+    assert sum(read.stop - read.start for step in steps for read in step.reads) == 400
+    assert sum(len(step.decodes) for step in steps) == 32 * 9  # the last token of each is never decoded
+
+
+def test_candidates_that_do_not_fit_at_once_run_in_waves() -> None:
+    driver = Driver(Bounds(cells=100, ids=64, running=32, batch_tokens=64))
+    driver.add(Group("a", prompt(40, 1), max_tokens=20, candidates=9), [20] * 9)
+    steps = run_until_idle(driver)
+    assert max(len(step.decodes) for step in steps) == 3
+    assert len(driver.started) == 9
+
+
+def test_a_prompt_goes_on_from_what_another_left() -> None:
+    driver = Driver(Bounds(cells=400, ids=16, running=8, batch_tokens=64, cache_cells=200))
+    first = Group("a", prompt(50, 1), max_tokens=5, candidates=1)
+    driver.add(first, [5])
+    run_until_idle(driver)
+    second = Group("b", np.concatenate([first.tokens, [0, 1, 2, 3, 77]]).astype(np.int32), max_tokens=5, candidates=1)
+    driver.add(second, [5])
+    run_until_idle(driver)
+    assert first.cached == 0
+    assert second.cached == 54  # the prompt and the four generated tokens that were decoded
+
+
+def test_the_last_prompt_token_is_always_computed() -> None:
+    driver = Driver(Bounds(cells=400, ids=16, running=8, batch_tokens=64, cache_cells=200))
+    for _ in range(2):
+        driver.add(Group("a", prompt(50, 1), max_tokens=2, candidates=1), [2])
+        steps = run_until_idle(driver)
+    assert sum(read.stop - read.start for step in steps for read in step.reads) == 1
+
+
+def test_a_scored_prompt_takes_nothing_from_the_cache() -> None:
+    driver = Driver(Bounds(cells=400, ids=16, running=8, batch_tokens=64, cache_cells=200))
+    driver.add(Group("a", prompt(50, 1), max_tokens=2, candidates=1), [2])
+    run_until_idle(driver)
+    scored = Group("a", prompt(50, 1), max_tokens=2, candidates=1, scored=True)
+    driver.add(scored, [2])
+    run_until_idle(driver)
+    assert scored.cached == 0
+
+
+def test_turns_go_to_the_owner_served_least() -> None:
+    driver = Driver(Bounds(cells=4000, ids=16, running=2, batch_tokens=64))
+    greedy = [Group("greedy", prompt(10, 1), max_tokens=50, candidates=1) for _ in range(20)]
+    for group in greedy:
+        driver.add(group, [50])
+    for _ in range(60):
+        driver.step()
+    modest = Group("modest", prompt(10, 2), max_tokens=50, candidates=1)
+    driver.add(modest, [50])
+    while modest.state is not State.DONE:
+        driver.step()
+    waiting = [group for group in greedy if group.state is State.WAITING]
+    assert len(waiting) >= 14, "one request of a new owner waits for a free place, not for a queue of twenty"
+
+
+def test_one_request_of_many_candidates_does_not_shut_out_another_owner() -> None:
+    driver = Driver(Bounds(cells=4000, ids=40, running=4, batch_tokens=64))
+    wide = Group("wide", prompt(10, 1), max_tokens=20, candidates=64)
+    driver.add(wide, [20] * 64)
+    for _ in range(25):
+        driver.step()
+    other = Group("other", prompt(10, 2), max_tokens=20, candidates=1)
+    driver.add(other, [20])
+    steps = 0
+    while other.state is not State.DONE:
+        driver.step()
+        steps += 1
+    assert steps < 60
+    assert wide.has_unadmitted
+
+
+def test_a_big_request_is_not_overtaken_for_ever() -> None:
+    driver = Driver(Bounds(cells=200, ids=40, running=8, batch_tokens=64))
+    for _ in range(4):
+        driver.add(Group("a", prompt(10, 1), max_tokens=30, candidates=1), [30])
+    driver.step()
+    big = Group("a", prompt(100, 2), max_tokens=100, candidates=1)
+    driver.add(big, [100])
+    for _ in range(40):
+        driver.add(Group("a", prompt(10, 1), max_tokens=30, candidates=1), [30])
+    for _ in range(60):
+        driver.step()
+    assert big.state in (State.READING, State.OPEN)
+
+
+def test_impossible_transitions_are_refused() -> None:
+    group = Group("a", prompt(4, 1), max_tokens=1, candidates=1)
+    with pytest.raises(AssertionError, match="waiting → open"):
+        group.become(State.OPEN)
