@@ -383,14 +383,8 @@ def settings_markdown() -> str:
 def _table_markdown(title: str, kind: type[Struct], section: str | None) -> str:
     documents = _documents(kind)
     defaults = {field.name: field.default for field in msgspec.structs.fields(kind)}
-    rows = [
-        f"### `{title}`",
-        "",
-        inspect.cleandoc(kind.__doc__ or ""),
-        "",
-        "| setting | default | must be | |",
-        "|---|---|---|---|",
-    ]
+    about = [inspect.cleandoc(kind.__doc__), ""] if kind.__doc__ else []
+    rows = [f"### `{title}`", "", *about, "| setting | default | must be | |", "|---|---|---|---|"]
     for name, wanted in setting_types(kind).items():
         shown = "–" if defaults[name] in (None, "", ()) else f"`{msgspec.json.encode(defaults[name]).decode()}`"
         variable = f"<br>`{variable_name(section, name)}`" if section else ""

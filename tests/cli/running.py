@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from tests.serving import ANDTHEN
@@ -15,12 +16,14 @@ def environment(home: Path, **variables: str) -> dict[str, str]:
     return kept | {"ANDTHEN_HOME": str(home)} | variables
 
 
-def run(home: Path, *arguments: str | Path, stdin: bytes = b"", **variables: str) -> subprocess.CompletedProcess[str]:
+def run(
+    home: Path, *arguments: str | Path, stdin: bytes = b"", variables: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
         [ANDTHEN, *arguments],
         input=stdin,
         capture_output=True,
-        env=environment(home, **variables),
+        env=environment(home, **(variables or {})),
         timeout=60,
         check=False,
     )
