@@ -4,41 +4,51 @@ import { el, percent, visible } from "./dom.js";
 import { likelihood } from "./sheet.js";
 
 const LINGER_MS = 250;
+const REST_MS = 60;
 
 /** Shows one mark at a time. `onTake(mark, text, logprob)` is called when another token is chosen in its place. */
 export class Card {
   #leaving = 0;
+  #coming = 0;
   #shown = null;
 
   constructor(node, onTake) {
     Object.assign(this, { node, onTake });
-    node.addEventListener("pointerenter", () => clearTimeout(this.#leaving));
+    node.addEventListener("pointerenter", () => this.#stay());
     node.addEventListener("pointerleave", () => this.leave());
-    addEventListener("scroll", () => this.hide(), { passive: true });
+    node.addEventListener("pointerdown", (event) => event.preventDefault()); // the token keeps the focus
+    addEventListener("scroll", () => this.anchor && this.#place(this.anchor), { passive: true });
     addEventListener("keydown", (event) => event.key === "Escape" && this.hide());
   }
 
+  /** Shows a mark that the pointer rests on: on its way to the card it passes over others. */
+  approach(anchor, mark) {
+    if (this.#shown === mark) return this.#stay();
+    clearTimeout(this.#coming);
+    this.#coming = setTimeout(() => this.show(anchor, mark), REST_MS);
+  }
+
   show(anchor, mark) {
-    clearTimeout(this.#leaving);
+    this.#stay();
     if (this.#shown === mark) return;
     this.hide();
     this.#shown = mark;
     this.anchor = anchor;
     anchor.classList.add("looked");
     anchor.setAttribute("aria-describedby", this.node.id);
-    this.node.replaceChildren(...this.#content(mark));
+    this.node.replaceChildren(...this.#content(mark), el("p", { class: "hidden", role: "status" }));
     this.node.hidden = false;
     this.#place(anchor);
   }
 
   /** Goes away, but leaves the pointer time to come over. */
   leave() {
-    clearTimeout(this.#leaving);
+    this.#stay();
     this.#leaving = setTimeout(() => this.hide(), LINGER_MS);
   }
 
   hide() {
-    clearTimeout(this.#leaving);
+    this.#stay();
     this.anchor?.classList.remove("looked");
     this.anchor?.removeAttribute("aria-describedby");
     this.#shown = this.anchor = null;
@@ -52,10 +62,17 @@ export class Card {
     const at = ways.findIndex((way) => way.classList.contains("chosen"));
     if (step && ways.length) {
       ways[at]?.classList.remove("chosen");
-      ways[at < 0 && step < 0 ? ways.length - 1 : (at + step + ways.length) % ways.length].classList.add("chosen");
+      const chosen = ways[at < 0 && step < 0 ? ways.length - 1 : (at + step + ways.length) % ways.length];
+      chosen.classList.add("chosen");
+      this.node.lastChild.textContent = chosen.textContent;
     } else if (event.key === "Enter" && at >= 0) ways[at].click();
     else return;
     event.preventDefault();
+  }
+
+  #stay() {
+    clearTimeout(this.#leaving);
+    clearTimeout(this.#coming);
   }
 
   #content(mark) {
@@ -85,6 +102,7 @@ export class Card {
   }
 
   #place(anchor) {
+    if (!anchor.isConnected) return this.hide();
     const room = 8;
     const lines = anchor.getClientRects();
     const [at, own] = [lines[lines.length - 1], this.node.getBoundingClientRect()];

@@ -1,7 +1,7 @@
 // The page at `/docs`: the server's own OpenAPI document, to read. Every word about the API comes from the document.
 
 import { curl } from "./client.js";
-import { copy, el } from "./dom.js";
+import { copy, el, prose } from "./dom.js";
 import { kind, standard } from "./schema.js";
 
 const METHODS = ["get", "post", "put", "patch", "delete"];
@@ -11,11 +11,6 @@ const at = Object.fromEntries([...document.querySelectorAll("[id]")].map((node) 
 
 /** The name of the object that a reference leads to. */
 const named = (reference) => reference?.split("/").at(-1);
-
-/** Text in which `words` between backticks are code. */
-function prose(text = "") {
-  return text.split("`").map((part, i) => (i % 2 ? el("code", {}, part) : part));
-}
 
 /** A name that may be broken after its underscores. */
 function breakable(name) {

@@ -13,6 +13,11 @@ export function el(name, properties = {}, ...children) {
   return node;
 }
 
+/** Text in which `words` between backticks are code. */
+export function prose(text = "") {
+  return text.split("`").map((part, i) => (i % 2 ? el("code", {}, part) : part));
+}
+
 /** A probability from its natural logarithm, in two or three digits. */
 export function percent(logprob) {
   const share = 100 * Math.exp(logprob);

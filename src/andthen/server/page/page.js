@@ -3,7 +3,7 @@
 import { Candidates } from "./candidates.js";
 import { Card } from "./card.js";
 import { COMPLETIONS, CutShort, Refused, complete, curl, models } from "./client.js";
-import { copy, el, percent } from "./dom.js";
+import { copy, el, percent, prose } from "./dom.js";
 import { Panel, Unreadable, accuse, forgive } from "./panel.js";
 import { Continuation, Sheet } from "./sheet.js";
 
@@ -105,7 +105,8 @@ function edited() {
 }
 
 function look(node, mark, how) {
-  if (node) card.show(node, mark);
+  if (node && how === "hover") card.approach(node, mark);
+  else if (node) card.show(node, mark);
   else if (how === "hover") card.leave();
   else card.hide();
 }
@@ -151,6 +152,7 @@ function busy(yes) {
 }
 
 function refresh() {
+  at.run.disabled = !panel;
   at.back.disabled = at.again.disabled = Boolean(running) || !history.length;
   command();
 }
@@ -172,7 +174,7 @@ function complain(error) {
   absolve();
   tell("");
   const facts = [error.param, error.code, error.status].filter(Boolean).join(" · ");
-  at.problem.append(el("p", {}, error.message), ...(facts ? [el("p", { class: "facts" }, facts)] : []));
+  at.problem.append(el("p", {}, ...prose(error.message)), ...(facts ? [el("p", { class: "facts" }, facts)] : []));
   at.problem.hidden = false;
   if (own) {
     accuse(own, error.message);
@@ -187,7 +189,7 @@ function record({ headers, chunk, usage, first }, total) {
   const { reason = null, mean = null } = candidates[choices.chosen] ?? {};
   const made = usage?.completion_tokens;
   const cached = usage?.prompt_tokens_details?.cached_tokens;
-  const rate = made > 1 && total > first ? `${((made - 1) / ((total - first) / 1000)).toFixed(0)} tokens/s` : null;
+  const rate = made ? `${(made / (total / 1000)).toFixed(0)} tokens/s` : null;
   const rows = {
     finish: reason,
     tokens: usage ? `${usage.prompt_tokens} read${cached ? ` (${cached} cached)` : ""}, ${made} written` : null,
@@ -195,13 +197,13 @@ function record({ headers, chunk, usage, first }, total) {
     "mean probability": mean === null ? null : `${percent(mean)} a token, perplexity ${Math.exp(-mean).toFixed(2)}`,
     model: chunk?.model,
     engine: chunk?.system_fingerprint,
-    plan: headers.get("x-andthen-plan"),
-    ignored: headers.get("x-andthen-ignored"),
     server: headers.get("server-timing"),
     request: headers.get("x-request-id") ?? chunk?.id,
+    ignored: headers.get("x-andthen-ignored"),
+    plan: headers.get("x-andthen-plan"),
   };
   const shown = Object.entries(rows).filter(([, value]) => value);
-  at.facts.replaceChildren(...shown.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value))));
+  at.facts.replaceChildren(...shown.map(([name, value]) => el("div", { class: name }, el("dt", {}, name), el("dd", {}, value))));
   at.last.hidden = !shown.length;
 }
 
@@ -227,7 +229,7 @@ async function enter() {
   } catch (error) {
     return complain(error);
   }
-  if (at.problem.textContent) absolve();
+  absolve();
   const wanted = at.model.value || desk().model;
   at.model.replaceChildren(...catalogue.map(({ id }) => el("option", { value: id }, id)));
   if (catalogue.some(({ id }) => id === wanted)) at.model.value = wanted;
@@ -286,4 +288,4 @@ addEventListener("keydown", (event) => {
   } else if (event.key === "Escape" && running) running.abort();
 });
 addEventListener("pagehide", keep);
-open();
+open().catch(complain);

@@ -1,7 +1,7 @@
 // The parameters' controls, made from the OpenAPI document's table: a parameter that the contract gains appears here.
 // Knows no network; what a value may be is for the server to judge.
 
-import { el } from "./dom.js";
+import { el, prose } from "./dom.js";
 import { facts, kind, standard } from "./schema.js";
 
 /** Where the known parameters stand; the rest, in the contract's order, follows under the last heading. */
@@ -68,14 +68,14 @@ export class Panel {
 
   #add(name, schema, onChange) {
     const field = control(name, facts(schema));
-    const told = el("span", { class: "hidden", id: `about-${name}` }, about(schema));
+    const told = el("span", { class: "hidden", id: `about-${name}` }, ...prose(about(schema)));
     field.control.setAttribute("aria-describedby", told.id);
     field.node.append(told);
     field.node.addEventListener("input", () => {
       forgive(field.control);
       onChange();
     });
-    const explain = () => this.hint.replaceChildren(el("b", {}, name), ` ${about(schema)} ${field.fate ?? ""}`);
+    const explain = () => this.hint.replaceChildren(el("b", {}, name), " ", ...prose(`${about(schema)} ${field.fate ?? ""}`));
     field.node.addEventListener("focusin", explain);
     field.node.addEventListener("pointerenter", explain);
     this.#fields.set(name, field);
@@ -95,7 +95,7 @@ export class Unreadable extends Error {
 export function accuse(node, message) {
   forgive(node);
   node.setAttribute("aria-invalid", "true");
-  const note = el("span", { class: "fault", id: `${node.id}-fault` }, message);
+  const note = el("span", { class: "fault", id: `${node.id}-fault` }, ...prose(message));
   node.setAttribute("aria-errormessage", note.id);
   (node.closest(".field") ?? node.parentElement).append(note);
 }
@@ -109,7 +109,7 @@ export function forgive(node) {
 /** A parameter's meaning, type, range and default in one sentence or two. */
 function about(schema) {
   const value = standard(schema);
-  return `${(schema.description ?? "").replaceAll("`", "")} (${kind(schema)}${value === null ? "" : `, default ${value}`})`.trim();
+  return `${schema.description ?? ""} (${kind(schema)}${value === null ? "" : `, default ${value}`})`.trim();
 }
 
 function control(name, { types, items, ...limits }) {
@@ -169,7 +169,8 @@ function texts(name, { maxItems = Infinity }) {
     lines.append(input);
     return input;
   };
-  const first = Object.assign(line(), { id: `p-${name}`, placeholder: "none" });
+  const first = el("input", { id: `p-${name}`, type: "text", placeholder: "none", autocomplete: "off" });
+  lines.append(first);
   const spare = () => lines.lastChild.value && lines.children.length < maxItems && line();
   lines.addEventListener("input", spare);
   const read = () => {

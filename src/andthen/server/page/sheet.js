@@ -69,7 +69,10 @@ export class Continuation {
   }
 }
 
-/** Text on the page, cut into its marks. Repaints only from the first piece that changed. */
+/**
+ * Text on the page, cut into its marks. Repaints only from the first piece that changed. With a tail, its tokens can be
+ * looked at one by one; without, they are only shaded.
+ */
 export class Ink {
   #pieces = [];
   #marks = new WeakMap();
@@ -103,7 +106,9 @@ export class Ink {
     const kind = `token ${mark.read ? "read" : "written"}${text ? "" : " end"}`;
     const start = text.length - text.trimStart().length || 0;
     const [space, word] = start < text.length ? [text.slice(0, start), text.slice(start)] : ["", text];
-    const node = el("span", { class: kind, role: "button", tabIndex: -1 }, space, el("span", { class: "shade" }, word));
+    const name = `${visible(mark.tokens.map((token) => token.text).join(""))} ${percent(logprob ?? 0)}`;
+    const touch = this.tail ? { role: "button", tabIndex: -1, "aria-label": name } : {};
+    const node = el("span", { class: kind, ...touch }, space, el("span", { class: "shade" }, word));
     node.style.setProperty("--surprise", Math.min(1, -(logprob ?? 0) / FULL_SHADE).toFixed(3));
     this.#marks.set(node, mark);
     return node;
@@ -142,15 +147,12 @@ export class Sheet {
       this.#edited();
       onEdit();
     });
-    const under = (event) => this.#under(event.clientX, event.clientY);
     const look = (node, how) => onLook(node ?? null, node ? this.ink.markOf(node) : null, how);
-    area.addEventListener("pointermove", (event) => event.pointerType === "mouse" && look(under(event), "hover"));
+    area.addEventListener("pointermove", (event) => event.pointerType === "mouse" && look(this.#under(event), "hover"));
     area.addEventListener("pointerleave", () => look(null, "hover"));
-    area.addEventListener("click", (event) => look(under(event), "tap"));
+    area.addEventListener("click", (event) => look(this.#under(event), "tap"));
     inked.addEventListener("focusin", ({ target }) => {
       this.#rove(target);
-      const mark = this.ink.markOf(target);
-      target.setAttribute("aria-label", `${visible(mark.tokens.map((t) => t.text).join(""))} ${percent(likelihood(mark) ?? 0)}`);
       look(target, "focus");
     });
     inked.addEventListener("focusout", () => look(null, "focus"));
@@ -188,9 +190,9 @@ export class Sheet {
     this.write({ text, marks: this.#marks.filter((mark) => mark.end <= same && mark.end > mark.start) });
   }
 
-  /** The token at a place of the window, seen through the textarea. */
-  #under(x, y) {
-    return document.elementsFromPoint(x, y).map((node) => node.closest(".ink .token")).find(Boolean);
+  /** The token under the pointer, seen through the textarea. */
+  #under({ clientX, clientY }) {
+    return document.elementsFromPoint(clientX, clientY).map((node) => node.closest(".ink .token")).find(Boolean);
   }
 
   #rove(node) {
@@ -199,6 +201,7 @@ export class Sheet {
   }
 
   #step({ key, target }) {
+    if (key === "Escape") this.area.focus();
     const tokens = [...this.ink.node.querySelectorAll(".token")];
     const at = tokens.indexOf(target);
     const to = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: tokens.length - 1 }[key];
