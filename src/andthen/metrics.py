@@ -57,18 +57,21 @@ _DEATHS = Row(
     "Processes that died unasked and were started again; process is engine or worker.",
     ("process",),
 )
-_ENGINE_COUNTERS = (
-    Row("andthen_engine_steps_total", "counter", "Decoding steps that the engine did."),
-    Row("andthen_engine_prompt_tokens_total", "counter", "Prompt tokens that the engine was given."),
-    Row("andthen_engine_cached_tokens_total", "counter", "Prompt tokens that the prefix cache spared."),
-    Row("andthen_engine_generated_tokens_total", "counter", "Tokens that the engine generated."),
-)
-_ENGINE_GAUGES = (
-    Row("andthen_engine_running", "gauge", "Sequences that run in the engine."),
-    Row("andthen_engine_waiting", "gauge", "Requests that wait in the engine for their turn."),
-    Row("andthen_engine_cells_used", "gauge", "Cells in use of the loaded models' key-value pools."),
-    Row("andthen_engine_cells_total", "gauge", "Cells that the loaded models' key-value pools have."),
-)
+_ENGINE_COUNTERS = {
+    "steps": Row("andthen_engine_steps_total", "counter", "Decoding steps that the engine did."),
+    "prompt_tokens": Row("andthen_engine_prompt_tokens_total", "counter", "Prompt tokens that the engine was given."),
+    "cached_tokens": Row(
+        "andthen_engine_cached_tokens_total", "counter", "Prompt tokens that the prefix cache spared."
+    ),
+    "generated_tokens": Row("andthen_engine_generated_tokens_total", "counter", "Tokens that the engine generated."),
+}
+"""By what the engine calls them."""
+_ENGINE_GAUGES = {
+    "running": Row("andthen_engine_running", "gauge", "Sequences that run in the engine."),
+    "waiting": Row("andthen_engine_waiting", "gauge", "Requests that wait in the engine for their turn."),
+    "cells_used": Row("andthen_engine_cells_used", "gauge", "Cells in use of the loaded models' key-value pools."),
+    "cells_total": Row("andthen_engine_cells", "gauge", "Cells that the loaded models' key-value pools have."),
+}
 ROWS = (
     _REQUESTS,
     _OPEN_REQUESTS,
@@ -76,8 +79,8 @@ ROWS = (
     _FIRST_TEXT_SECONDS,
     _TOKENS,
     _DEATHS,
-    *_ENGINE_COUNTERS,
-    *_ENGINE_GAUGES,
+    *_ENGINE_COUNTERS.values(),
+    *_ENGINE_GAUGES.values(),
 )
 """Every metric there is."""
 
@@ -130,13 +133,12 @@ class EngineMetrics:
     """What the engine tells of itself."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
-        self._counters = [(_short_name(row), _counter(row, registry)) for row in _ENGINE_COUNTERS]
-        self._gauges = [(_short_name(row), _gauge(row, registry)) for row in _ENGINE_GAUGES]
+        self._counters = [(name, _counter(row, registry)) for name, row in _ENGINE_COUNTERS.items()]
+        self._gauges = [(name, _gauge(row, registry)) for name, row in _ENGINE_GAUGES.items()]
         self._counted: dict[str, float] = {}
 
     def update(self, stats: Mapping[str, float]) -> None:
-        """Takes over the engine's counts since its start and its present values, named as the metrics are without
-        `andthen_engine_` and `_total`. What is not told is 0."""
+        """Takes over the engine's counts since its start and its present values. What is not told is 0."""
         for name, counter in self._counters:
             now = stats.get(name, 0.0)
             counter.inc(max(0.0, now - self._counted.get(name, 0.0)))  # less: a model was unloaded
@@ -164,7 +166,3 @@ def _gauge(row: Row, registry: CollectorRegistry) -> Gauge:
 
 def _histogram(row: Row, registry: CollectorRegistry) -> Histogram:
     return Histogram(row.name, row.text, row.labels, registry=registry, buckets=_BUCKETS_S)
-
-
-def _short_name(row: Row) -> str:
-    return row.name.removeprefix("andthen_engine_").removesuffix("_total")

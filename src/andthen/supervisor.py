@@ -204,7 +204,7 @@ class _Supervisor:
 
         try:
             if self._alone:
-                await worker.serve(self._boot("worker-0"), self._stop, serving)
+                await worker.serve(self._boot("worker-0", self._listening.detach()), self._stop, serving)
             else:
                 await self._keep_workers(serving)
         finally:
@@ -215,7 +215,7 @@ class _Supervisor:
 
     async def _keep_workers(self, serving: Callable[[], None]) -> None:
         for number in range(self._config.server.workers):
-            boot = self._boot(f"worker-{number}")
+            boot = self._boot(f"worker-{number}", self._listening.fileno())
             keeper = Keeper(boot.place, lambda boot=boot: worker.spawn(boot), self._worker_died(boot.place))  # type: ignore[misc]
             self._workers.append(keeper)
             keeper.start()
@@ -233,13 +233,14 @@ class _Supervisor:
         bound_s = time.monotonic() + self._config.server.drain_s + _WORKER_GRACE_S
         for keeper in self._workers:
             keeper.tell_stop()
+        self._listening.close()
         for keeper in self._workers:
             keeper.wait_stopped(bound_s - time.monotonic())
 
-    def _boot(self, place: str) -> worker.WorkerBoot:
+    def _boot(self, place: str, listening_fd: int) -> worker.WorkerBoot:
         return worker.WorkerBoot(
             place=place,
-            listening_fd=self._listening.fileno(),
+            listening_fd=listening_fd,
             engine_path=str(self._run_dir / "engine"),
             run_dir=str(self._run_dir),
             database=str(self._config.database),

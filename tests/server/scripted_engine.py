@@ -2,8 +2,9 @@
 
 A completion counts: " 1", " 2", … up to `max_tokens`, one number a token, for every candidate. The prompt's first word
 commands: `slow` one token each tenth of a second, `hold` no event at all, `late S` the first event after S seconds,
-`refuse` no capacity, `break` an internal error after two tokens, `die` SIGKILL after two tokens; anything else counts
-at once. To tokenize "jobs" tells how many jobs are open, "made" how many tokens were ever generated.
+`refuse` no capacity, `break` an internal error after two tokens, `die` SIGKILL after two tokens, `flood` one token of
+eight million characters; anything else counts at once. To tokenize "jobs" tells how many jobs are open, "made" how
+many tokens were ever generated.
 
 Run as a program it is an engine process of `andthen.engine.process`.
 """
@@ -65,6 +66,10 @@ class _Work:
 
     def _script(self) -> Iterator[list[Event]]:
         request = self.submit.request
+        if self.command[0] == "flood":
+            yield [PromptScored(0, 3), Text(0, 0, "x" * 8_000_000, generated=1), Finished(0, 0, "length")]
+            yield [self.usage()]
+            return
         for prompt in range(len(request.prompts)):
             yield [PromptScored(prompt, 3)]
             for number in range(1, request.max_tokens + 1):

@@ -84,27 +84,24 @@ async def _stream(services: Services, exchange: Exchange, request: CompletionReq
 class _Clock:
     """When the first text came."""
 
-    __slots__ = ("_exchange", "_services", "first_event_s", "first_text_s")
+    __slots__ = ("_exchange", "_services", "first_text_s")
 
     def __init__(self, services: Services, exchange: Exchange) -> None:
         self._services = services
         self._exchange = exchange
-        self.first_event_s: float | None = None
         self.first_text_s: float | None = None
         """Seconds since the request's headers."""
 
     def look(self, events: list[Event]) -> None:
-        now_s = time.monotonic() - self._exchange.started_s
-        if self.first_event_s is None:
-            self.first_event_s = now_s
+        """To be called until the first text has come."""
         if any(isinstance(event, Text) for event in events):
-            self.first_text_s = now_s
+            self.first_text_s = time.monotonic() - self._exchange.started_s
             model = self._exchange.model or ""
-            self._services.metrics.first_text_seconds.labels(model).observe(now_s)
+            self._services.metrics.first_text_seconds.labels(model).observe(self.first_text_s)
 
     def header(self, *, total: bool = False) -> bytes:
         """The value of `server-timing`, in milliseconds, of what is known."""
-        known = [("prompt", self.first_event_s), ("first", self.first_text_s)]
+        known = [("first", self.first_text_s)]
         if total:
             known.append(("total", time.monotonic() - self._exchange.started_s))
         return ", ".join(f"{name};dur={1000 * after_s:.1f}" for name, after_s in known if after_s is not None).encode()
@@ -150,10 +147,13 @@ class _EventStream:
         left_s = self._silence_s - silent_s
         if self._exchange.status is None or left_s <= 0:
             left_s = self._silence_s
-            # While a write waits for the client, nothing is missed and nothing may come in between.
-            if not self._exchange.link.write_paused:
-                self._commenting = self._loop.create_task(self.write(COMMENT))
+            self._commenting = self._loop.create_task(self._comment())
         self._timer = self._loop.call_later(left_s, self._tick)
+
+    async def _comment(self) -> None:
+        # While a write waits for the client, nothing is missed and nothing may come in between.
+        if not self._exchange.link.write_paused:
+            await self.write(COMMENT)
 
 
 def _wants_done(exchange: Exchange, settings: ServerSettings) -> bool:

@@ -7,6 +7,7 @@ scope, as a `Link`.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections import deque
 from collections.abc import Callable
 from typing import Any, cast
@@ -26,6 +27,9 @@ _MAX_PIPELINED = 8
 _LINGER_S = 2.0
 """After a refusal the rest of what comes is thrown away for so long: closing at once would reset the connection and
 could take the reply with it."""
+
+
+_UPGRADE = re.compile(rb"(\n)(upgrade)(?=[ \t]*:)", re.IGNORECASE)
 
 
 class Link:
@@ -49,9 +53,10 @@ class Link:
         """The request's body has arrived completely."""
         return not self._cycle.more_body
 
-    async def drain(self) -> None:
-        """Waits until the client has taken most of what was written."""
-        await self._protocol.flow.drain()
+    @property
+    def incomplete(self) -> bool:
+        """More of the request is to come, and nothing was answered yet."""
+        return self._cycle.more_body and not self._cycle.response_started
 
     def cut(self) -> None:
         """Ends the connection behind what was written, with the reply incomplete."""
@@ -107,13 +112,17 @@ class Protocol(HttpToolsProtocol):
         if self._closing:
             return
         began_before = self._in_head
+        if b"pgrade" in data and (not self._links or self._links[-1].body_is_here):
+            data = _without_upgrade(data)
         super().data_received(data)
         if self._ending():
             return
         if self._in_head:
             if began_before:
                 self._head_bytes += len(data)
-                self._check_head()
+                if self._head_bytes > self.settings.header_bytes:
+                    self._refuse(self._head_too_large())
+                    return
             if self._head_timer is None:
                 self._start_head_timer()
         elif not self._links and self.timeout_keep_alive_task is None:
@@ -174,18 +183,20 @@ class Protocol(HttpToolsProtocol):
         self._refuse(self._refusal or BadRequest(f"{msg} Send well-formed HTTP/1.1."))
 
     def _unsupported_upgrade_warning(self) -> None:
-        """A request that would like to be an upgrade is answered as it is; that needs no log line."""
+        """No protocol but this one is spoken here; a request for another needs no log line."""
 
     def _ending(self) -> bool:
         return self._closing or self.transport.is_closing()
 
     def _check_head(self) -> None:
         if self._head_bytes > self.settings.header_bytes:
-            self._refusal = HeadersTooLarge(
-                f"The request's line and headers are larger than {self.settings.header_bytes} bytes: send fewer."
-            )
-            self._refuse(self._refusal)
-            raise _HeadTooLargeError
+            self._refusal = self._head_too_large()
+            raise _StopParsingError
+
+    def _head_too_large(self) -> HeadersTooLarge:
+        return HeadersTooLarge(
+            f"The request's line and headers are larger than {self.settings.header_bytes} bytes: send fewer."
+        )
 
     def _start_head_timer(self) -> None:
         self._head_timer = self.loop.call_later(self.settings.header_timeout_s, self._head_timed_out)
@@ -208,6 +219,8 @@ class Protocol(HttpToolsProtocol):
         """Answers in place of the application, unless a reply is under way, and closes."""
         if self._ending():
             return
+        if len(self._links) == 1 and self._links[0].incomplete:
+            self._links.pop().lose()
         if not self._links:
             body = error_body(error)
             self.transport.write(
@@ -228,8 +241,15 @@ class Protocol(HttpToolsProtocol):
             self.loop.call_later(_LINGER_S, self.transport.abort)
 
 
-class _HeadTooLargeError(Exception):
-    """Stops the parser."""
+class _StopParsingError(Exception):
+    """Raised through the parser."""
+
+
+def _without_upgrade(data: bytes) -> bytes:
+    """Hides the wish for another protocol, such as h2c, which some clients send with every first request: the parser
+    would leave out such a request's body (httptools 0.9, `cb_on_headers_complete`)."""
+    head, end, rest = data.partition(b"\r\n\r\n")
+    return _UPGRADE.sub(rb"\1x-\2", head) + end + rest
 
 
 def protocol_class(settings: ServerSettings) -> type[Protocol]:

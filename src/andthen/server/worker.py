@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import gc
 import math
-import os
 import resource
 import signal
 import socket
@@ -51,7 +50,7 @@ class WorkerBoot(Struct, frozen=True):
     place: str
     """Its name among the processes: `worker-0`."""
     listening_fd: int
-    """The bound and listening TCP socket, shared by all workers."""
+    """The bound and listening TCP socket, shared by all workers; the worker closes it when it drains."""
     engine_path: str
     run_dir: str
     database: str
@@ -121,6 +120,7 @@ async def _serve_http(boot: WorkerBoot, app: App, stop: asyncio.Event, on_servin
     def on_started() -> None:
         gc.collect()
         gc.freeze()  # what was made at the start stays: no collection need look at it again
+        _LOG.info("serving", place=boot.place)
         on_serving()
 
     config = uvicorn.Config(
@@ -130,7 +130,7 @@ async def _serve_http(boot: WorkerBoot, app: App, stop: asyncio.Event, on_servin
         lifespan="off",
         interface="asgi3",
         log_config=None,
-        log_level="warning",
+        log_level="error",
         access_log=False,
         proxy_headers=False,
         server_header=False,
@@ -138,7 +138,7 @@ async def _serve_http(boot: WorkerBoot, app: App, stop: asyncio.Event, on_servin
         timeout_graceful_shutdown=math.ceil(settings.drain_s) + _LAST_GRACE_S,
     )
     server = _Server(config, on_started)
-    serving = asyncio.create_task(server.serve(sockets=[socket.socket(fileno=os.dup(boot.listening_fd))]))
+    serving = asyncio.create_task(server.serve(sockets=[socket.socket(fileno=boot.listening_fd)]))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True
