@@ -144,7 +144,7 @@ def test_several_stops_and_no_stream(reader: Reader, server: Server) -> None:
     with reader.page.expect_request("**/completions") as sent:
         reader.run()
     reader.done()
-    assert sent.value.post_data_json["stop"] == ["a", "\n"]
+    assert (sent.value.post_data_json or {})["stop"] == ["a", "\n"]
     (choice,) = server.complete(seed=11, max_tokens=64, stop=["a", "\n"])["choices"]
     expect(reader.text).to_have_value("Once upon a time" + choice["text"])
 
