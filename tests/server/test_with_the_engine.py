@@ -1,0 +1,88 @@
+"""The server with the real engine behind it, when one of the two sides ends."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import threading
+import time
+import urllib.error
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.serving import Server, serving
+
+WAIT_S = 20
+
+
+def until(true: Callable[[], bool], why: str) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while not true():
+        assert time.monotonic() < deadline, f"not so after {WAIT_S} s: {why}"
+        time.sleep(0.05)
+
+
+def measured(server: Server, name: str) -> float:
+    (value,) = re.findall(rf"^{name} (\S+)$", server.get("/metrics").decode(), re.MULTILINE)
+    return float(value)
+
+
+def ready(server: Server) -> bool:
+    try:
+        return bool(server.get("/readyz"))
+    except urllib.error.HTTPError:
+        return False
+
+
+@contextmanager
+def streaming(server: Server, **fields: object) -> Iterator[http.client.HTTPResponse]:
+    """A stream of which the first bytes have come."""
+    connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=WAIT_S)
+    body = {"model": server.model, "prompt": "Once upon a time", "stream": True, "ignore_eos": True} | fields
+    connection.request("POST", "/v4/beta/completions", json.dumps(body), {"x-api-key": server.key})
+    with connection.getresponse() as reply:
+        assert reply.status == 200
+        assert reply.read(6) == b"data: "
+        yield reply
+    connection.close()
+
+
+def test_a_killed_engine_ends_streams_honestly_and_the_next_one_gives_the_same_text(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+
+        def text() -> str:
+            return str(server.complete(seed=7, max_tokens=24)["choices"][0]["text"])
+
+        before = text()
+        with streaming(server, max_tokens=900) as reply:
+            log = (tmp_path / "server.log").read_text()
+            (started,) = (json.loads(line) for line in log.splitlines() if '"process_started"' in line)
+            os.kill(started["pid"], signal.SIGKILL)
+            with pytest.raises(http.client.IncompleteRead) as cut:
+                reply.read()
+        assert b'"code":"engine_restarted"' in cut.value.partial
+        until(lambda: ready(server), "the engine is back")
+        assert text() == before
+
+
+def test_clients_that_leave_in_numbers_leave_nothing_running(server: Server) -> None:
+    def leave(number: int) -> None:
+        with streaming(server, max_tokens=900, seed=number):
+            pass
+
+    before = measured(server, "andthen_engine_prompt_tokens_total")
+    leaving = [threading.Thread(target=leave, args=(number,)) for number in range(24)]
+    for thread in leaving:
+        thread.start()
+    for thread in leaving:
+        thread.join()
+    until(lambda: measured(server, "andthen_engine_prompt_tokens_total") > before, "the engine's numbers are new")
+    until(lambda: measured(server, "andthen_engine_running") == 0, "nothing runs")
+    assert measured(server, "andthen_engine_waiting") == 0
+    assert measured(server, "andthen_open_requests") == 1, "that for the metrics"
