@@ -124,24 +124,33 @@ class Keeper(threading.Thread):
 
     def run(self) -> None:
         """Starts the process again whenever it dies, with growing delays while it dies young."""
-        deaths = 0
-        while True:
-            with self._lock:
-                if self._told.is_set():
-                    return
-                process = self._process = self._start_process()
+        delay_s = _FIRST_DELAY_S
+        while not self._told.is_set():
             began_s = time.monotonic()
-            _LOG.info("process_started", place=self._place, pid=process.pid)
-            code = process.wait()
-            self._close_input(process)
+            code = self._live()
             if self._told.is_set():
                 return
-            deaths = 1 if time.monotonic() - began_s >= _HEALTHY_S else deaths + 1
-            delay_s = min(_FIRST_DELAY_S * 2 ** (deaths - 1), _LONGEST_DELAY_S)
-            _LOG.error("process_died", place=self._place, pid=process.pid, by=_cause(code), restart_in_s=delay_s)
+            if time.monotonic() - began_s >= _HEALTHY_S:
+                delay_s = _FIRST_DELAY_S
+            _LOG.error("process_died", place=self._place, by=_cause(code), restart_in_s=delay_s)
             self._on_death(code)
-            if self._told.wait(delay_s):
-                return
+            self._told.wait(delay_s)
+            delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+
+    def _live(self) -> int:
+        """One process from its start to its end; the exit code."""
+        with self._lock:
+            if self._told.is_set():
+                return 0
+            try:
+                process = self._process = self._start_process()
+            except OSError:
+                _LOG.exception("process_not_started", place=self._place)
+                return os.EX_OSERR
+        _LOG.info("process_started", place=self._place, pid=process.pid)
+        code = process.wait()
+        self._close_input(process)
+        return code
 
     def tell_stop(self) -> None:
         """Asks the process to end and no other to follow."""

@@ -152,6 +152,7 @@ def test_an_engine_that_can_not_start_ends_the_server(tmp_path: Path) -> None:
     (tmp_path / "home" / "model.gguf").write_bytes(b"GGUF")
     with running(tmp_path / "home", broken) as server:
         assert server.process.wait(10) == 1
+        assert server.port == 0, "it never said that it serves"
         assert "this engine can't start" in server.log
         assert left_behind(server) == []
 

@@ -78,7 +78,7 @@ class App:
         if exchange.status is None:
             await exchange.fail(error)
         else:
-            await exchange.break_off(error_frame(error))
+            await exchange.break_off(error_frame(error) if exchange.streams else b"")
 
     async def _handle(self, exchange: Exchange) -> None:
         """Finds the handler and runs it, until it is done or the client has gone or the server stops."""

@@ -140,6 +140,7 @@ class _EventStream:
         headers: Headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
         if timing := self._clock.header():
             headers.append((b"server-timing", timing))
+        self._exchange.streams = True
         await self._exchange.start(200, headers)
 
     def _tick(self) -> None:

@@ -65,6 +65,7 @@ class Exchange:
         "route",
         "started_s",
         "status",
+        "streams",
         "usage",
     )
 
@@ -90,6 +91,8 @@ class Exchange:
         """A configured name, once it is known to be one."""
         self.status: int | None = None
         """Of the reply, once it is begun."""
+        self.streams = False
+        """The reply is a stream of events, in which an error may stand."""
         self.usage: tuple[int, int, int] | None = None
         """Prompt, cached and completion tokens, once they are known."""
         self.reply_headers: Headers = []

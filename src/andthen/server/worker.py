@@ -85,7 +85,8 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
                 started_at=boot.started_at,
             )
             await _first_engine(engine, stop)
-            await _serve_http(boot, App(services), stop, on_serving)
+            if not stop.is_set():
+                await _serve_http(boot, App(services), stop, on_serving)
     finally:
         store.close()
 
