@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
@@ -90,10 +90,14 @@ class Asker:
     def __init__(self, settings: EngineSettings) -> None:
         self._inboxes: dict[int, SimpleQueue[Answer]] = {}
         self._last = 0
+        self.ended: list[int] = []
+        """The requests that ended, in that order."""
         self.engine = Engine(settings, self._deliver)
 
     def _deliver(self, answers: list[tuple[int, Answer]]) -> None:
         for _, answer in answers:
+            if isinstance(answer, Emitted) and isinstance(answer.events[-1], Usage):
+                self.ended.append(answer.job)
             self._inboxes[answer.job].put(answer)
 
     def post(self, make: Any, **fields: Any) -> int:
@@ -114,9 +118,9 @@ class Asker:
             raise self._error(answer)
         return answer
 
-    def collect(self, job: int) -> Reply:
-        """Waits for the request's end, taking its tokens as they come."""
-        events: list[Event] = []
+    def collect(self, job: int, taken: Iterable[Event] = ()) -> Reply:
+        """Waits for the request's end, taking its tokens as they come after those already taken."""
+        events = list(taken)
         while not events or not isinstance(events[-1], Usage):
             answer = self.next(job)
             assert isinstance(answer, Emitted)

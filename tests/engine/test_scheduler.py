@@ -83,7 +83,7 @@ class Driver:
         bounds = self.scheduler.bounds
         assert plan.tokens <= bounds.batch_tokens
         assert sum(r.stop - r.start for r in plan.reads if r.group.scored) <= bounds.scored_tokens
-        holders = [sequence.id for sequence in self.scheduler.running]
+        holders = [sequence.id for sequence in self.scheduler.running if not sequence.group.single]
         holders += [group.trunk for group in self.groups if group.trunk >= 0]
         holders += [entry.id for entry in self.scheduler.prefixes._entries]
         assert len(holders) == len(set(holders)), "a sequence id is in two hands"
@@ -93,6 +93,10 @@ class Driver:
         held += sum(sequence.group.max_tokens for sequence in self.scheduler.running)
         assert held == self.scheduler.cells_held
         assert held + self.scheduler.prefixes.cells <= bounds.cells
+        if bounds.cache_ids:
+            border = bounds.ids - bounds.cache_ids
+            assert all((entry.id >= border) for entry in self.scheduler.prefixes._entries)
+            assert all(sequence.id < border for sequence in self.scheduler.running)
         for read in plan.reads:
             assert not read.group.scored or read.group.cached == 0
 
@@ -102,13 +106,14 @@ def prompt(length: int, kind: int) -> np.ndarray:
     return np.array([kind] * (length - 1) + [100 + length], np.int32)
 
 
-BOUNDS = Bounds(cells=160, ids=12, running=5, batch_tokens=24, scored_tokens=8, cache_cells=60)
+SHARED = Bounds(cells=160, ids=12, running=5, batch_tokens=24, scored_tokens=8, cache_cells=60)
+STREAMS = Bounds(cells=9 * 160, ids=9, running=5, batch_tokens=24, scored_tokens=8, cache_cells=320, cache_ids=2)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
-    @initialize()
-    def begin(self) -> None:
-        self.driver = Driver(BOUNDS)
+    @initialize(bounds=st.sampled_from([SHARED, STREAMS]))
+    def begin(self, bounds: Bounds) -> None:
+        self.driver = Driver(bounds)
 
     @rule(
         owner=st.sampled_from("abc"),
@@ -145,7 +150,7 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     @invariant()
     def starts_are_single(self) -> None:
-        assert all(count == 1 for count in getattr(self, "driver", Driver(BOUNDS)).started.values())
+        assert all(count == 1 for count in self.driver.started.values())
 
     def teardown(self) -> None:
         """Whatever came before, everybody's work ends, and nothing is left but cached prefixes."""
@@ -162,7 +167,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.driver.scheduler.forget_prefixes()
         self.driver.step()
         assert self.driver.pool.used == 0
-        assert sorted(self.driver.scheduler._free_ids) == list(range(BOUNDS.ids))
+        free = [*self.driver.scheduler._free_ids, *self.driver.scheduler._free_cache_ids]
+        assert sorted(free) == list(range(self.driver.scheduler.bounds.ids))
 
 
 TestScheduler = SchedulerMachine.TestCase

@@ -159,7 +159,6 @@ class Library:
             "memory_seq_cp": (None, [pointer, i32, i32, i32, i32]),
             "memory_clear": (None, [pointer, ctypes.c_bool]),
             "decode": (i32, [pointer, _Batch]),
-            "synchronize": (None, [pointer]),
             "get_logits": (ctypes.POINTER(ctypes.c_float), [pointer]),
             "model_get_vocab": (pointer, [pointer]),
             "model_n_ctx_train": (i32, [pointer]),
@@ -377,6 +376,14 @@ class Batch:
             self.wanted.ctypes.data,
         )
 
+    def fill(self, tokens: list[int], positions: list[int], sequences: list[int], wanted: list[int]) -> None:
+        """One row per token; lists of equal length."""
+        count = self.count = len(tokens)
+        self.tokens[:count] = tokens
+        self.positions[:count] = positions
+        self.sequences[:count] = sequences
+        self.wanted[:count] = wanted
+
     @property
     def struct(self) -> ctypes.Structure:
         self._struct.n_tokens = self.count
@@ -384,27 +391,42 @@ class Batch:
 
 
 class Context:
-    """A key-value pool of `cells` tokens, shared by up to `sequences` sequences, and the computing of batches of at
-    most `batch_tokens`, in slices of `slice_tokens` (0: whole).
+    """A key-value pool and the computing of batches. Not thread-safe; `decode` releases the GIL.
 
-    Not thread-safe; `decode` releases the GIL.
+    Args:
+        model: with its weights.
+        cells: tokens that the pool holds, of all sequences together.
+        sequences: ids that there are.
+        batch_tokens: rows of a batch at most.
+        slice_tokens: rows that are computed at once at most; 0 is the whole batch.
+        streams: each sequence has cells / sequences cells of its own, a multiple of 256, in place of a shared pool.
+        threads: that compute.
 
     Raises:
         LlamaError: the pool can't be had.
     """
 
     def __init__(
-        self, model: Model, *, cells: int, sequences: int, batch_tokens: int, threads: int, slice_tokens: int = 0
+        self,
+        model: Model,
+        *,
+        cells: int,
+        sequences: int,
+        batch_tokens: int,
+        threads: int,
+        slice_tokens: int = 0,
+        streams: bool = False,
     ) -> None:
         self._lib = model.lib
         self._model = model
+        self._streams = streams
         params = self._lib.context_default_params()
         params.n_ctx = cells
         params.n_batch = batch_tokens
         params.n_ubatch = slice_tokens or batch_tokens
         params.n_seq_max = sequences
         params.n_threads = params.n_threads_batch = threads
-        params.kv_unified = True
+        params.kv_unified = not streams
         params.flash_attn_type = 1  # without it every row attends over everybody's cells
         params.swa_full = True
         if hasattr(params, "n_outputs_max_per_seq"):
@@ -426,8 +448,13 @@ class Context:
         return np.ctypeslib.as_array(pointer, shape=(rows, self._model.vocab_size))
 
     def fork(self, source: int, target: int, length: int) -> None:
-        """The target sequence shares the source's first `length` cells; none is copied."""
-        self._lib.memory_seq_cp(self._memory, source, target, 0, length)
+        """The target sequence, which has no cells, gets the source's first `length`: shares them, or with streams has
+        them copied before the next `decode`."""
+        if self._streams:
+            self._lib.memory_seq_cp(self._memory, source, target, -1, -1)
+            self._lib.memory_seq_rm(self._memory, target, length, -1)
+        else:
+            self._lib.memory_seq_cp(self._memory, source, target, 0, length)
 
     def drop(self, sequence: int, start: int = 0) -> bool:
         """Frees the sequence's cells from position `start`; False where the model can't be cut there."""

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 
+import msgspec
 import structlog
 
 from andthen.contract.errors import AndthenError, InternalError, NoCapacity
@@ -121,11 +122,9 @@ class Engine:
     def stats(self) -> dict[str, float]:
         """Counts since the start, and what is there now."""
         runners = self._models.runners
+        counts = self._models.counts()
         return {
-            "steps": sum(runner.steps for runner in runners),
-            "prompt_tokens": sum(runner.prompt_tokens for runner in runners),
-            "cached_tokens": sum(runner.cached_tokens for runner in runners),
-            "generated_tokens": sum(runner.generated_tokens for runner in runners),
+            **{name: float(count) for name, count in msgspec.structs.asdict(counts).items()},
             "running": sum(len(runner.scheduler.running) for runner in runners),
             "waiting": len(self._waiting),
             "cells_used": sum(r.scheduler.cells_held + r.scheduler.prefixes.cells for r in runners),

@@ -16,14 +16,25 @@ from pathlib import Path
 import structlog
 
 from andthen.contract.errors import AndthenError, InternalError, ModelNotFound, NoCapacity
+from andthen.engine.batches import SLICE_TOKENS
 from andthen.engine.job import Job
 from andthen.engine.llama import LlamaError, Model
 from andthen.engine.messages import ModelInfo
-from andthen.engine.runner import PAIRING_ID, Options, Runner
+from andthen.engine.runner import Counts, Options, Runner
 from andthen.engine.scheduler import Bounds
 from andthen.engine.settings import EngineSettings, ModelSettings
 
+_MAX_IDS = 256
+"""llama.cpp's LLAMA_MAX_SEQ."""
 _POOL_CONTEXTS = 32
+_POOL_STREAMS = 48
+_LEAST_STREAMS = 4
+_STREAM_STEP = 256
+"""A stream's cells are a multiple of this (llama.cpp pads n_ctx_seq)."""
+_CACHED_CONTEXTS = 4
+"""Every cell in use costs every row a look, so the shared pool keeps few prefixes."""
+_LEAST_READ = 32
+"""Prompt tokens that a step has room for beside a full house."""
 _POOL_BYTES = 2 << 30
 _HASHED_BYTES = 1 << 20
 _LOAD_RETRY_AFTER_S = 5
@@ -41,17 +52,40 @@ class Known:
         own = self.vocabulary.context
         self.context = min(settings.context or own, own)
         per_cell = max(1, self.vocabulary.bytes_per_cell)
-        contexts = max(1, min(_POOL_CONTEXTS, _POOL_BYTES // (per_cell * self.context)))
-        cells = max(settings.cells or contexts * self.context, self.context)
-        self.bytes_needed = Path(settings.path).stat().st_size + cells * per_cell
-        self.bounds = Bounds(
-            cells=cells,
-            ids=PAIRING_ID,
-            running=max_sequences,
-            batch_tokens=max(batch_tokens, max_sequences + 32),
-            cache_cells=cells // 4 if self.vocabulary.rewinds else 0,
-        )
+        self.streams = settings.deterministic and self.vocabulary.rewinds
+        """Whether each sequence has its own cells: what makes its text independent of the others'."""
+        if self.streams:
+            self.bounds = self._stream_bounds(per_cell, max_sequences, batch_tokens)
+        else:
+            self.bounds = self._shared_bounds(per_cell, max_sequences, batch_tokens)
+        self.bytes_needed = Path(settings.path).stat().st_size + self.bounds.cells * per_cell
         self.info = self._describe()
+
+    def _shared_bounds(self, per_cell: int, max_sequences: int, batch_tokens: int) -> Bounds:
+        contexts = max(1, min(_POOL_CONTEXTS, _POOL_BYTES // (per_cell * self.context)))
+        cells = max(self.settings.cells or contexts * self.context, self.context)
+        return Bounds(
+            cells=cells,
+            ids=_MAX_IDS,
+            running=max_sequences,
+            batch_tokens=max(batch_tokens, max_sequences + _LEAST_READ),
+            cache_cells=min(cells // 4, _CACHED_CONTEXTS * self.context) if self.vocabulary.rewinds else 0,
+        )
+
+    def _stream_bounds(self, per_cell: int, max_sequences: int, batch_tokens: int) -> Bounds:
+        own = -(-self.context // _STREAM_STEP) * _STREAM_STEP
+        wanted = self.settings.cells // own or min(_POOL_STREAMS, _POOL_BYTES // (per_cell * own))
+        streams = max(_LEAST_STREAMS, min(wanted, _MAX_IDS))
+        cached = streams // 6
+        running = min(max_sequences, streams - cached, SLICE_TOKENS)
+        return Bounds(
+            cells=streams * own,
+            ids=streams,
+            running=running,
+            batch_tokens=max(batch_tokens, running + _LEAST_READ),
+            cache_cells=cached * own,
+            cache_ids=cached,
+        )
 
     def _describe(self) -> ModelInfo:
         model = self.vocabulary
@@ -66,7 +100,7 @@ class Known:
             parameters=model.parameters,
             size_bytes=Path(self.settings.path).stat().st_size,
             fill_in_the_middle=model.fill_in_the_middle is not None,
-            deterministic=self.settings.deterministic,
+            deterministic=self.streams,
             fingerprint=f"{model.lib.build.replace(' ', '-')}+{_file_hash(Path(self.settings.path))}",
             add_bos=model.add_bos,
             description=model.description,
@@ -103,6 +137,7 @@ class Models:
         self._loaded: OrderedDict[str, Runner] = OrderedDict()
         self._pins: dict[str, int] = {}
         self._loading: set[str] = set()
+        self._past = Counts()
 
     def know(self, name: str) -> Known:
         """The model's vocabulary and bounds; "" is the first configured one.
@@ -154,6 +189,7 @@ class Models:
         try:
             for runner in leaving:
                 self._in_engine_thread(runner.close)
+                self._past.add(runner.counts)
             runner = self._load(known)
         except BaseException:
             with self._lock:
@@ -174,6 +210,13 @@ class Models:
     @property
     def runners(self) -> list[Runner]:
         return list(self._loaded.values())
+
+    def counts(self) -> Counts:
+        """What all runners have done, those that were unloaded too."""
+        total = Counts()
+        for counts in [self._past, *(runner.counts for runner in self.runners)]:
+            total.add(counts)
+        return total
 
     def _make_room(self, known: Known) -> list[Runner]:
         """Takes idle models out of the list until the new one fits; they are to be closed."""
@@ -202,7 +245,7 @@ class Models:
     def _load(self, known: Known) -> Runner:
         try:
             model = Model(known.settings.path, gpu_layers=known.settings.gpu_layers)
-            options = Options(known.bounds, self._threads, deterministic=known.settings.deterministic)
+            options = Options(known.bounds, known.context, self._threads, streams=known.streams)
             runner = Runner(model, known.vocabulary, options, self._fail)
         except LlamaError as error:
             _LOG.error("model_not_loaded", model=known.name, reason=str(error))

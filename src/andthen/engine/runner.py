@@ -10,6 +10,7 @@ Used by one thread. Knows nothing of links or frames.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Row
@@ -22,6 +23,8 @@ from msgspec import Struct
 from andthen.contract.errors import AndthenError, InternalError
 from andthen.contract.events import Alternative, FinishReason
 from andthen.contract.text import token_text
+from andthen.engine import batches
+from andthen.engine.batches import SLICE_TOKENS, Layout
 from andthen.engine.job import Candidate, Job, PromptJob, Top
 from andthen.engine.llama import Batch, Context, LlamaError, LogitArray, Model
 from andthen.engine.messages import CREDIT_TOKENS
@@ -29,27 +32,36 @@ from andthen.engine.sampling import Scores, choose, draw_noise, score
 from andthen.engine.scheduler import Bounds, Drop, Fork, Read, Scheduler, Step
 from andthen.engine.sequence import Group, Sequence, State
 
-PAIRING_ID = 255
-"""The sequence of the rows that only keep others company: the last of llama.cpp's 256 (LLAMA_MAX_SEQ)."""
-_SLICE_TOKENS = 63
-_PAIRING_CELLS = 1024
-
 
 class Options(Struct, frozen=True):
     """How a model is run.
 
     Attributes:
         bounds: of its pool.
+        context: its longest sequence, in tokens.
         threads: that compute.
-        deterministic: compute every row the same way whatever else is in its batch. llama.cpp (read in ggml-cpu/ops.cpp
-            and llamafile/sgemm.cpp, and measured, November 2026) computes a row alone by other kernels than rows in
-            company, and attention from 64 rows on by another kernel again; in slices of 2 to 63 rows a row's logits
-            were bit-equal for any company, chunking and number of threads.
+        streams: lay the pool out so that a row's logits are the same in any company: see `batches`.
     """
 
     bounds: Bounds
+    context: int
     threads: int
-    deterministic: bool = False
+    streams: bool = False
+
+
+class Counts(Struct):
+    """What a runner has done since its start."""
+
+    steps: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generated_tokens: int = 0
+
+    def add(self, other: Counts) -> None:
+        self.steps += other.steps
+        self.prompt_tokens += other.prompt_tokens
+        self.cached_tokens += other.cached_tokens
+        self.generated_tokens += other.generated_tokens
 
 
 class Drawn(Struct, frozen=True):
@@ -93,21 +105,20 @@ class Runner:
         self._end_tokens = vocabulary.end_tokens
         self.scheduler = Scheduler(options.bounds)
         self.jobs: dict[Job, None] = {}
-        self.generated_tokens = self.prompt_tokens = self.cached_tokens = self.steps = 0
-        bounds = self._bounds = options.bounds
-        self._slice = _SLICE_TOKENS if options.deterministic else 0
-        self._paired = 0
-        """Cells that rows of company hold."""
+        self.counts = Counts()
+        bounds = options.bounds
+        self._options = options
         self._context = Context(
             model,
-            cells=bounds.cells + (_PAIRING_CELLS if self._slice else 0),
-            sequences=PAIRING_ID + 1,
-            batch_tokens=bounds.batch_tokens + 1,
-            slice_tokens=self._slice,
+            cells=bounds.cells,
+            sequences=bounds.ids,
+            batch_tokens=bounds.batch_tokens + bounds.running,  # so that every row can have a neighbour
+            slice_tokens=SLICE_TOKENS if options.streams else 0,
+            streams=options.streams,
             threads=options.threads,
         )
         self._fail = fail
-        self._batch = Batch(bounds.batch_tokens + 1)
+        self._batch = Batch(bounds.batch_tokens + bounds.running)
         self._noise = np.empty((bounds.running, model.vocab_size), np.float32)
         self._scratch = np.empty((bounds.running, model.vocab_size), np.uint32)
         self._prompts: dict[Group, PromptJob] = {}
@@ -115,8 +126,8 @@ class Runner:
         self._first_logits: dict[Group, LogitArray] = {}
         self._unsettled: list[Drawn | ScoredChunk | PromptJob] = []
         self._kept: LogitArray | None = None
-        self._requests: SimpleQueue[bool] = SimpleQueue()
-        self._results: SimpleQueue[int] = SimpleQueue()
+        self._requests: SimpleQueue[list[Layout] | None] = SimpleQueue()
+        self._results: SimpleQueue[list[LogitArray] | int] = SimpleQueue()
         self._decoding = False
         self._decoder = threading.Thread(target=self._decode_forever, name="decode", daemon=True)
         self._decoder.start()
@@ -163,29 +174,26 @@ class Runner:
         self._apply(step)
         if not step.tokens and not step.starts:
             self._settle()
-            self._unpair()
             return False
-        self._fill(step)
         if step.tokens:
             self._decoding = True
-            self._requests.put(True)
+            self._requests.put(self._lay_out(step))
         self._settle()
         drawing = [*step.decodes, *step.starts]
         candidates = [self._candidates.get(sequence) for sequence in drawing]
         samplers = [candidate.sampler for candidate in candidates if candidate]
         draw_noise(samplers, self._noise[: len(samplers)], self._scratch[: len(samplers)])
-        if step.tokens and (code := self._await_decode()) != 0:
-            words = "; ".join(self.model.lib.complaints) or "no reason given"
-            raise LlamaError(f"llama_decode returned {code}: {words}")
-        self.steps += 1
-        self.prompt_tokens += step.tokens - len(step.decodes)
-        self._draw(step, candidates)
+        logits = self._await_decode() if step.tokens else []
+        self.counts.steps += 1
+        self.counts.prompt_tokens += step.tokens - len(step.decodes)
+        self._draw(step, candidates, logits)
         return True
 
     def break_off(self) -> None:
         """A step failed: nobody knows what the pool holds, so all jobs fail and the pool is emptied."""
         if self._decoding:
-            self._await_decode()
+            with contextlib.suppress(LlamaError):
+                self._await_decode()
         for job in list(self.jobs):
             self._fail(job, InternalError("the engine could not compute this request; the server's log says why"))
         self._unsettled.clear()
@@ -195,26 +203,53 @@ class Runner:
         self._candidates.clear()
         self._first_logits.clear()
         self._context.clear()
-        self._paired = 0
-        self.scheduler = Scheduler(self._bounds)
+        self.scheduler = Scheduler(self._options.bounds)
 
     def close(self) -> None:
         """Frees the pool and the model."""
-        self._requests.put(False)
+        self._requests.put(None)
         self._decoder.join()
         self._context.close()
         self.model.close()
 
     # One step
 
-    def _decode_forever(self) -> None:
-        while self._requests.get():
-            self._results.put(self._context.decode(self._batch))
+    def _lay_out(self, step: Step) -> list[Layout]:
+        """The step's batches; the last one's logits need not be copied, so it is the decodes."""
+        if not self._options.streams:
+            return [batches.shared(step.decodes, step.reads)]
+        layouts = [batches.reading(read, self._options.context) for read in step.reads]
+        return [*layouts, batches.decoding(step.decodes)] if step.decodes else layouts
 
-    def _await_decode(self) -> int:
-        code = self._results.get()
+    def _decode_forever(self) -> None:
+        while (layouts := self._requests.get()) is not None:
+            self._results.put(self._decode(layouts))
+
+    def _decode(self, layouts: list[Layout]) -> list[LogitArray] | int:
+        """Each batch's logits that somebody reads, or llama.cpp's code of failure."""
+        found: list[LogitArray] = []
+        for layout in layouts:
+            self._batch.fill(layout.tokens, layout.positions, layout.ids, layout.wanted)
+            if (code := self._context.decode(self._batch)) != 0:
+                return code
+            rows = self._context.logits(sum(layout.wanted))
+            if layout.read is not None:
+                rows = rows[layout.read]
+            elif layout is not layouts[-1]:
+                rows = rows.copy()
+            found.append(rows)
+            for rewind in layout.rewinds:
+                self._context.drop(rewind.id, rewind.start)
+        return found
+
+    def _await_decode(self) -> list[LogitArray]:
+        """Raises LlamaError if the library refused a batch."""
+        result = self._results.get()
         self._decoding = False
-        return code
+        if isinstance(result, int):
+            words = "; ".join(self.model.lib.complaints) or "no reason given"
+            raise LlamaError(f"llama_decode returned {result}: {words}")
+        return result
 
     def _apply(self, step: Step) -> None:
         for change in step.memory:
@@ -224,55 +259,17 @@ class Runner:
                 case Drop(id):
                     self._context.drop(id)
 
-    def _fill(self, step: Step) -> None:
-        batch, count = self._batch, len(step.decodes)
-        batch.tokens[:count] = [sequence.chosen[sequence.decoded - 1] for sequence in step.decodes]
-        batch.positions[:count] = [sequence.position - 1 for sequence in step.decodes]
-        batch.sequences[:count] = [sequence.id for sequence in step.decodes]
-        batch.wanted[:count] = 1
-        for read in step.reads:
-            stop = count + read.stop - read.start
-            batch.tokens[count:stop] = read.group.tokens[read.start : read.stop]
-            batch.positions[count:stop] = np.arange(read.start, read.stop)
-            batch.sequences[count:stop] = read.group.trunk
-            batch.wanted[count:stop] = read.group.scored
-            if read.last:
-                batch.wanted[stop - 1] = 1
-            count = stop
-        batch.count = count
-        if self._slice and count % self._slice == 1:
-            self._pair(batch)
-
-    def _pair(self, batch: Batch) -> None:
-        """Adds a row, so that the last one is not computed alone. Its cells stay until nobody runs: freed at once,
-        their places would be taken by the others' next tokens, and a sequence whose cells are out of order sums its
-        attention in another order."""
-        if self._paired == _PAIRING_CELLS:
-            self._unpair()
-        last = batch.count
-        batch.tokens[last], batch.positions[last] = batch.tokens[last - 1], self._paired
-        batch.sequences[last], batch.wanted[last] = PAIRING_ID, 0
-        self._paired += 1
-        batch.count += 1
-
-    def _unpair(self) -> None:
-        if self._paired:
-            self._context.drop(PAIRING_ID)
-            self._paired = 0
-
-    def _draw(self, step: Step, candidates: list[Candidate | None]) -> None:
-        wanted = int(self._batch.wanted[: self._batch.count].sum()) if step.tokens else 0
-        logits = self._context.logits(wanted) if wanted else np.empty((0, self.model.vocab_size), np.float32)
-        self._take_reads(step, logits[len(step.decodes) :])
+    def _draw(self, step: Step, candidates: list[Candidate | None], logits: list[LogitArray]) -> None:
+        decoded = self._take_logits(step, logits)
         living = [candidate for candidate in candidates if candidate]
         if not living:
             return
         if not step.starts and len(living) == len(candidates):
-            rows = logits[: len(living)]
+            rows = decoded
         else:
-            decoded = [row for row, candidate in zip(logits, candidates, strict=False) if candidate]
-            first = [self._first_logits[sequence.group] for sequence in step.starts if sequence in self._candidates]
-            rows = np.stack(decoded[: len(living) - len(first)] + first)
+            first = [self._first_logits[start.group] for start in step.starts if start in self._candidates]
+            going_on = [row for row, candidate in zip(decoded, candidates, strict=False) if candidate]
+            rows = np.stack([*going_on, *first])
         tokens = choose(rows, [candidate.sampler for candidate in living], self._noise[: len(living)]).tolist()
         scored = [index for index, candidate in enumerate(living) if candidate.scored]
         self._kept = rows[scored] if scored else None
@@ -282,6 +279,17 @@ class Runner:
         for sequence in step.starts:
             if not sequence.group.has_unadmitted:
                 self._first_logits.pop(sequence.group, None)
+
+    def _take_logits(self, step: Step, logits: list[LogitArray]) -> LogitArray:
+        """Leaves what the reads brought to be settled; returns the rows of the decodes."""
+        nothing = np.empty((0, self.model.vocab_size), np.float32)
+        if not self._options.streams:
+            whole = logits[0] if logits else nothing
+            self._take_reads(step, whole[len(step.decodes) :])
+            return whole[: len(step.decodes)]
+        if step.reads:
+            self._take_reads(step, np.concatenate(logits[: len(step.reads)]))
+        return logits[-1] if step.decodes else nothing
 
     def _take_reads(self, step: Step, logits: LogitArray) -> None:
         """Leaves what the reads brought to be settled, and keeps the logits that their candidates start from.
@@ -299,7 +307,7 @@ class Runner:
             if read.group.scored:
                 self._take_scores(prompt, read, rows)
             if read.last:
-                self.cached_tokens += read.group.cached
+                self.counts.cached_tokens += read.group.cached
                 self._unsettled.append(prompt)
                 if read.group.sequences:
                     self._first_logits[read.group] = rows[-1].copy()
@@ -318,7 +326,7 @@ class Runner:
         sequence = candidate.sequence
         candidate.sampler.accept(token)
         sequence.chosen.append(token)
-        self.generated_tokens += 1
+        self.counts.generated_tokens += 1
         end: FinishReason | Literal["ended"] | None = None
         request = candidate.prompt.job.request
         if token in self._end_tokens or token in request.stop_token_ids:

@@ -12,6 +12,7 @@ fits, and nobody overtakes: so no big request starves.
 
 from __future__ import annotations
 
+import heapq
 from collections import OrderedDict, deque
 
 from msgspec import Struct
@@ -30,6 +31,8 @@ class Bounds(Struct, frozen=True):
         batch_tokens: tokens of one step; more than `running`, so that prompts go on beside a full house.
         scored_tokens: of these, prompt positions whose logits are wanted.
         cache_cells: tokens that the prefix cache keeps at most.
+        cache_ids: the last so many ids hold cached prefixes only, so that those of what runs follow each other; an
+            entry is copied there. 0: entries stay where they are.
     """
 
     cells: int
@@ -38,6 +41,7 @@ class Bounds(Struct, frozen=True):
     batch_tokens: int
     scored_tokens: int = 128
     cache_cells: int = 0
+    cache_ids: int = 0
 
 
 class Fork(Struct, frozen=True):
@@ -93,7 +97,8 @@ class Scheduler:
         self._queues: OrderedDict[str, deque[Group]] = OrderedDict()
         self._live: dict[Group, None] = {}
         self._served: dict[str, int] = {}
-        self._free_ids = list(range(bounds.ids - 1, -1, -1))
+        self._free_ids = list(range(bounds.ids - bounds.cache_ids))
+        self._free_cache_ids = list(range(bounds.ids - bounds.cache_ids, bounds.ids))
         self._unadmitted = 0
         self._held = 0
         self._memory: list[Fork | Drop] = []
@@ -137,6 +142,7 @@ class Scheduler:
             sequence.decoded += 1
             self._served[sequence.group.owner] += 1
         reads = self._read(self.bounds.batch_tokens - len(decodes))
+        decodes.sort(key=lambda sequence: sequence.id)
         memory, self._memory = self._memory, []
         for read in reads:
             if read.last:
@@ -144,7 +150,7 @@ class Scheduler:
                 begun = [sequence for sequence in read.group.sequences if sequence.state is State.RUNNING]
                 starts += begun
                 # Only once this step has computed the trunk's last cells can they be shared.
-                self._memory += [self._fork(sequence) for sequence in begun]
+                self._memory += [self._fork(sequence) for sequence in begun if not read.group.single]
         return Step(memory, decodes, reads, starts)
 
     def finish(self, sequence: Sequence) -> None:
@@ -156,16 +162,13 @@ class Scheduler:
         sequence.become(State.DONE)
         if any(other.state is not State.DONE for other in group.sequences):
             self._release(sequence)
-        elif group.scored or not sequence.decoded or len(group.sequences) > 1:
-            self._release(sequence)
-            self._end(group, keep=group.trunk)
         else:
-            grown, sequence.id = sequence.id, -1
-            self._end(group, keep=grown, tail=sequence.chosen[: sequence.decoded])
+            self._release(sequence)
+            self._end(group, tail=sequence.chosen[: sequence.decoded] if group.single else [])
 
     def finish_reading(self, group: Group) -> None:
         """A group without candidates was read."""
-        self._end(group, keep=group.trunk)
+        self._end(group)
 
     def cancel(self, group: Group) -> None:
         """The group goes, wherever it is."""
@@ -186,7 +189,7 @@ class Scheduler:
             if sequence.state is not State.DONE:
                 sequence.become(State.DONE)
         self._unadmitted -= len(group.sequences) - group.admitted
-        self._end(group, keep=group.trunk)
+        self._end(group, tail=group.sequences[0].chosen[: group.sequences[0].decoded] if group.single else [])
 
     def forget_prefixes(self) -> None:
         """Empties the prefix cache."""
@@ -222,7 +225,7 @@ class Scheduler:
         if any(group.has_unadmitted for group in self._live if group.owner == owner):
             return self._admit_sibling(owner, starts)
         group = self._queues[owner][0]
-        if not self._make_room(self._need(group), ids=1 + bool(group.sequences)):
+        if not self._make_room(self._need(group), ids=1 if group.single or not group.sequences else 2):
             return False
         self._queues[owner].popleft()
         if not self._queues[owner]:
@@ -242,7 +245,7 @@ class Scheduler:
 
     def _begin(self, group: Group) -> None:
         prefix = None if group.scored else self.prefixes.find(group.tokens)
-        group.trunk = self._free_ids.pop()
+        group.trunk = heapq.heappop(self._free_ids)
         group.become(State.READING)
         self._live[group] = None
         self._held += len(group.tokens)
@@ -260,7 +263,7 @@ class Scheduler:
         group.admitted += 1
         self._unadmitted -= 1
         sequence.become(State.RUNNING)
-        sequence.id = self._free_ids.pop()
+        sequence.id = group.trunk if group.single else heapq.heappop(self._free_ids)
         self.running[sequence] = None
         self._held += group.max_tokens
         return sequence
@@ -294,6 +297,8 @@ class Scheduler:
         """Whether so many cells and ids are free, if need be after forgetting cached prefixes, oldest first."""
         if self._held + cells > self.bounds.cells:
             return False
+        if self.bounds.cache_ids:
+            return len(self._free_ids) >= ids
         while self._held + self.prefixes.cells + cells > self.bounds.cells or len(self._free_ids) < ids:
             if not self.prefixes.size:
                 return False
@@ -305,15 +310,17 @@ class Scheduler:
 
     def _free(self, id: int) -> None:
         self._memory.append(Drop(id))
-        self._free_ids.append(id)
+        cached_only = id >= self.bounds.ids - self.bounds.cache_ids
+        heapq.heappush(self._free_cache_ids if cached_only else self._free_ids, id)
 
     def _release(self, sequence: Sequence) -> None:
-        if sequence.id >= 0:
+        if not sequence.group.single:
             self._free(sequence.id)
-            sequence.id = -1
+        sequence.id = -1
 
-    def _end(self, group: Group, *, keep: int, tail: list[int] | None = None) -> None:
-        """The group is over: its cells go, but those of the id `keep`, which become a cached prefix."""
+    def _end(self, group: Group, tail: list[int] | None = None) -> None:
+        """The group is over: what its trunk holds, the prompt and for a single candidate the tokens `tail` after it,
+        becomes a cached prefix if it is worth it."""
         read_whole = group.state is State.OPEN
         group.become(State.DONE)
         del self._live[group]
@@ -321,17 +328,23 @@ class Scheduler:
         self._held -= len(group.tokens)
         if self.idle:
             self._served.clear()
-        if keep != group.trunk:
-            self._free(group.trunk)
-        group.trunk = -1
-        if not read_whole or group.scored:
-            self._free(keep)
-            return
-        entry = Prefix.of(group.tokens, tail or [], keep)
+        trunk, group.trunk = group.trunk, -1
+        entry = Prefix.of(group.tokens, tail or [], trunk) if read_whole and not group.scored else None
         if entry is None or len(entry.tokens) > self.bounds.cache_cells:
-            self._free(keep)
+            self._free(trunk)
             return
+        self._move_to_cache(entry)
         for stale in self.prefixes.add(entry):
             self._free(stale.id)
         while self.prefixes.cells > self.bounds.cache_cells:
             self._evict()
+
+    def _move_to_cache(self, entry: Prefix) -> None:
+        if not self.bounds.cache_ids:
+            return
+        if not self._free_cache_ids:
+            self._evict()
+        target = heapq.heappop(self._free_cache_ids)
+        self._memory.append(Fork(entry.id, target, len(entry.tokens)))
+        self._free(entry.id)
+        entry.id = target

@@ -102,5 +102,10 @@ class Group(_Stateful):
         """How many of them another sequence had already computed."""
 
     @property
+    def single(self) -> bool:
+        """Its one candidate goes on in the trunk itself."""
+        return len(self.sequences) == 1
+
+    @property
     def has_unadmitted(self) -> bool:
         return self.admitted < len(self.sequences)
