@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Generator
 from ipaddress import ip_address
@@ -15,6 +16,9 @@ for name in ("http_proxy", "https_proxy", "all_proxy"):
     os.environ[name] = os.environ[name.upper()] = _NOWHERE
 os.environ["no_proxy"] = os.environ["NO_PROXY"] = "127.0.0.1,localhost,::1"
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# A shell makes what it starts in the background deaf to SIGINT, and so everything that tests start from there.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class OutsideReached(RuntimeError):

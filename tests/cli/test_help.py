@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pty
 import re
+import shlex
 import subprocess
 import sys
 import time
@@ -92,7 +93,7 @@ def test_a_wrong_setting_is_exit_code_2(tmp_path: Path) -> None:
 
 
 def test_output_that_nobody_reads_is_no_traceback(tmp_path: Path) -> None:
-    command = f"{ANDTHEN} complete --help | true"
+    command = f"{shlex.quote(str(ANDTHEN))} complete --help | true"
     done = subprocess.run(
         ["bash", "-c", command], capture_output=True, text=True, env=environment(tmp_path), check=False
     )

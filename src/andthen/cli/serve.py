@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 import shutil
 import sys
 from contextlib import closing
@@ -105,4 +106,4 @@ def _command() -> str:
     if called.name != "andthen":
         return "python -m andthen"
     found = shutil.which("andthen")
-    return "andthen" if found and Path(found).resolve() == called.resolve() else str(called)
+    return "andthen" if found and Path(found).resolve() == called.resolve() else shlex.quote(str(called))
