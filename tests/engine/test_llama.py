@@ -34,7 +34,7 @@ def test_another_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_processor_without_avx2_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llama.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
     monkeypatch.setattr(Path, "exists", lambda self: True)
     monkeypatch.setattr(Path, "read_text", lambda self: "flags : fpu sse avx")
     with pytest.raises(LlamaError, match="llama-cpp-python"):

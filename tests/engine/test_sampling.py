@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,22 +16,22 @@ VOCAB = 64
 NONE = np.array([], np.int32)
 
 
-def sampler(*, seed: int = 0, end_tokens: tuple[int, ...] = (), prompt: np.ndarray = NONE, **fields: object) -> Sampler:
-    request = CompletionRequest(model="local/x", prompts=("",), **fields)  # type: ignore[arg-type]
+def sampler(*, seed: int = 0, end_tokens: tuple[int, ...] = (), prompt: np.ndarray = NONE, **fields: Any) -> Sampler:
+    request = CompletionRequest(model="local/x", prompts=("",), **fields)
     return Sampler(request, seed=seed, vocab_size=VOCAB, end_tokens=end_tokens, prompt=prompt)
 
 
 def draw(logits: np.ndarray, *samplers: Sampler) -> list[int]:
     noise = np.empty((len(samplers), logits.shape[1]), np.float32)
     draw_noise(samplers, noise, np.empty(noise.shape, np.uint32))
-    return choose(logits, samplers, noise).tolist()
+    return [int(token) for token in choose(logits, samplers, noise)]
 
 
 def logits(seed: int = 1, rows: int = 1, spread: float = 2.0) -> np.ndarray:
     return (np.random.default_rng(seed).standard_normal((rows, VOCAB)) * spread).astype(np.float32)
 
 
-def frequencies(row: np.ndarray, draws: int = 20_000, **fields: object) -> np.ndarray:
+def frequencies(row: np.ndarray, draws: int = 20_000, **fields: Any) -> np.ndarray:
     one = sampler(seed=9, **fields)
     counts = np.zeros(row.shape[1])
     for step in range(draws):
@@ -40,7 +42,7 @@ def frequencies(row: np.ndarray, draws: int = 20_000, **fields: object) -> np.nd
 
 def softmax(row: np.ndarray) -> np.ndarray:
     weights = np.exp(row - row.max())
-    return weights / weights.sum()
+    return np.asarray(weights / weights.sum())
 
 
 def chi_square(found: np.ndarray, wanted: np.ndarray, draws: int = 20_000) -> float:
@@ -110,7 +112,7 @@ def test_noise_is_finite_for_every_word() -> None:
 
 
 @pytest.mark.parametrize("fields", [{"temperature": 0.0}, {"temperature": 1e-7}, {"top_p": 0.0}, {"top_k": 1}])
-def test_greedy_is_the_best_token(fields: dict[str, float]) -> None:
+def test_greedy_is_the_best_token(fields: dict[str, Any]) -> None:
     row = logits()
     assert all(draw(row, sampler(seed=seed, **fields)) == [int(row[0].argmax())] for seed in range(20))
 
