@@ -1,0 +1,125 @@
+"""Many streams for long, some of which leave midway: no error but 503 at the bound, no growth, nothing left behind.
+
+`make soak` runs it for five minutes; `SOAK_S` sets another time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+import time
+from collections import Counter
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+import uvloop
+
+from tests.serving import Server, serving
+
+STREAMS = 500
+LEAVING = 0.1
+"""The share of requests whose client goes away after its first text."""
+DURATION_S = float(os.environ.get("SOAK_S", "300"))
+WARM = 0.5
+"""The share of the time after which memory has to be flat."""
+GROWTH = 1.1
+SAMPLE_S = 2.0
+SETTLED_S = 15.0
+
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(DURATION_S + 300)]
+
+
+def request(server: Server, dice: random.Random) -> bytes:
+    body = {
+        "model": server.model,
+        "prompt": " ".join(
+            dice.choices(("once", "upon", "a", "time", "the", "king", "said", "no"), k=dice.randint(1, 60))
+        ),
+        "max_tokens": dice.randint(1, 96),
+        "n": dice.choice((1, 1, 1, 2)),
+        "logprobs": dice.choice((None, None, 2)),
+        "stream": True,
+    }
+    sent = json.dumps(body).encode()
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: soak\r\nx-api-key: {server.key}\r\nconnection: close\r\n"
+    return f"{head}content-type: application/json\r\ncontent-length: {len(sent)}\r\n\r\n".encode() + sent
+
+
+async def one(server: Server, dice: random.Random) -> str:
+    """What became of one request."""
+    address = urlsplit(server.url)
+    reader, writer = await asyncio.open_connection(address.hostname, address.port)
+    try:
+        writer.write(request(server, dice))
+        leaves = dice.random() < LEAVING
+        seen = b""
+        while part := await reader.read(1 << 16):
+            seen = seen + part if len(seen) < 4096 else seen[:2048] + (seen[2048:] + part)[-2048:]
+            if leaves and b"data: " in seen:
+                return "left"
+    finally:
+        writer.transport.abort()
+    if seen.startswith(b"HTTP/1.1 503 ") and b'"code":"no_capacity"' in seen and b"retry-after: " in seen.lower():
+        return "no capacity"
+    if seen.startswith(b"HTTP/1.1 200 ") and seen.endswith(b"data: [DONE]\n\n\r\n0\r\n\r\n"):
+        return "whole"
+    return f"broken: {seen[:200]!r} … {seen[-200:]!r}"
+
+
+async def client(server: Server, seed: int, end_s: float, outcomes: Counter[str]) -> None:
+    dice = random.Random(seed)
+    while time.monotonic() < end_s:
+        try:
+            outcome = await one(server, dice)
+        except OSError as error:
+            outcome = f"broken: {error}"
+        outcomes[outcome] += 1
+        if outcome == "no capacity":
+            await asyncio.sleep(1)
+
+
+def resident_bytes(pid: int) -> int:
+    """Of a process and all that it started."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") + sum(map(resident_bytes, map(int, children)))
+
+
+async def load(server: Server) -> tuple[Counter[str], list[int]]:
+    """Outcomes, and the server's memory over time."""
+    outcomes: Counter[str] = Counter()
+    sizes: list[int] = []
+    end_s = time.monotonic() + DURATION_S
+    async with asyncio.TaskGroup() as group:
+        for seed in range(STREAMS):
+            group.create_task(client(server, seed, end_s, outcomes))
+        while time.monotonic() < end_s:
+            await asyncio.sleep(SAMPLE_S)
+            sizes.append(resident_bytes(server.process.pid))
+    return outcomes, sizes
+
+
+def gauge(server: Server, name: str) -> float:
+    (value,) = re.findall(rf"^{name} (\S+)$", server.get("/metrics").decode(), re.MULTILINE)
+    return float(value)
+
+
+def test_many_streams(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        server.complete()
+        outcomes, sizes = uvloop.run(load(server))
+        print(f"\n{dict(outcomes)}\nMiB: {[size >> 20 for size in sizes[:: max(1, len(sizes) // 20)]]}")
+        assert {outcome for outcome in outcomes if outcome not in ("whole", "left", "no capacity")} == set()
+        assert outcomes["whole"] > STREAMS
+        assert outcomes["left"] > STREAMS * LEAVING
+        warm = sizes[int(len(sizes) * WARM)]
+        assert max(sizes[-5:]) < warm * GROWTH
+        deadline_s = time.monotonic() + SETTLED_S
+        while left := [name for name in ("running", "waiting") if gauge(server, f"andthen_engine_{name}")]:
+            assert time.monotonic() < deadline_s, left
+            time.sleep(0.2)
+        assert server.complete(max_tokens=1)["choices"]
