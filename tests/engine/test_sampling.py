@@ -102,13 +102,18 @@ def test_seeds_count_modulo_two_to_the_64(seed: int) -> None:
     assert draw(row, sampler(seed=seed)) == draw(row, sampler(seed=seed + 2**64))
 
 
-def test_noise_is_finite_for_every_word() -> None:
-    from andthen.engine.sampling import _gumbel
-
-    words = np.array([[0, 1, 511, 512, 2**31, 2**32 - 512, 2**32 - 1]], np.uint32)
-    out = np.empty(words.shape, np.float32)
-    _gumbel(words, out)
-    assert np.isfinite(out).all()
+def test_noise_is_standard_gumbel_and_finite() -> None:
+    samplers = stepped(3, 400)
+    noise = np.empty((400, 5000), np.float32)
+    draw_noise(samplers, noise, np.empty(noise.shape, np.uint32))
+    gumbel = np.sort(-noise.ravel().astype(np.float64))
+    assert np.isfinite(gumbel).all()
+    distance = np.abs(np.exp(-np.exp(-gumbel)) - (np.arange(gumbel.size) + 0.5) / gumbel.size).max()
+    assert distance < 1.63 / np.sqrt(gumbel.size)  # Kolmogorov and Smirnov at one in a hundred
+    rows, columns = noise - noise.mean(), (noise - noise.mean()).T
+    for values in (rows, columns):
+        neighbours = (values[:-1] * values[1:]).mean() / values.var()
+        assert abs(neighbours) < 4 / np.sqrt(values.size)
 
 
 @pytest.mark.parametrize("fields", [{"temperature": 0.0}, {"temperature": 1e-7}, {"top_p": 0.0}, {"top_k": 1}])

@@ -69,7 +69,7 @@ class Engine:
     def __init__(self, settings: EngineSettings, emit: Emit) -> None:
         self._settings = settings
         self._emit = emit
-        self._models = Models(settings, self._fail, self._run_in_engine_thread)
+        self._models = Models(settings, self._fail, self._give_out, self._run_in_engine_thread)
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._incoming: SimpleQueue[tuple[int, Question] | None] = SimpleQueue()
         self._tickets: dict[tuple[int, int], _Ticket] = {}

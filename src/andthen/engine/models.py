@@ -117,6 +117,7 @@ class Models:
     Args:
         settings: what is configured.
         fail: called, in the engine's thread, with a job that can't go on and why.
+        give_out: called, in the engine's thread, when jobs have events to give out.
         in_engine_thread: runs a function there and waits for it.
     """
 
@@ -124,10 +125,12 @@ class Models:
         self,
         settings: EngineSettings,
         fail: Callable[[Job, AndthenError], None],
+        give_out: Callable[[], None],
         in_engine_thread: Callable[[Callable[[], None]], None],
     ) -> None:
         self._settings = settings
         self._fail = fail
+        self._give_out = give_out
         self._in_engine_thread = in_engine_thread
         self._threads = settings.threads or max(1, (os.cpu_count() or 2) - 1)
         self._bound = settings.memory_bytes or os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
@@ -246,7 +249,7 @@ class Models:
         try:
             model = Model(known.settings.path, gpu_layers=known.settings.gpu_layers)
             options = Options(known.bounds, known.context, self._threads, streams=known.streams)
-            runner = Runner(model, known.vocabulary, options, self._fail)
+            runner = Runner(model, known.vocabulary, options, self._fail, self._give_out)
         except LlamaError as error:
             _LOG.error("model_not_loaded", model=known.name, reason=str(error))
             raise InternalError(f"{known.name} can't be loaded; the server's log says why") from error

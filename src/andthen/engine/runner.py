@@ -32,6 +32,10 @@ from andthen.engine.sampling import Scores, choose, draw_noise, score
 from andthen.engine.scheduler import Bounds, Drop, Fork, Read, Scheduler, Step
 from andthen.engine.sequence import Group, Sequence, State
 
+_ALONE_TOKENS = 4
+"""Steps of so few tokens are computed in the engine's own thread: handing over would cost what it saves, where
+models are small, and where they are large it makes no difference."""
+
 
 class Options(Struct, frozen=True):
     """How a model is run.
@@ -91,6 +95,7 @@ class Runner:
         vocabulary: the same model's, which outlives the weights.
         options: how it is run.
         fail: called with a job that can't go on and why.
+        give_out: called when jobs have events to give out.
     """
 
     def __init__(
@@ -99,6 +104,7 @@ class Runner:
         vocabulary: Model,
         options: Options,
         fail: Callable[[Job, AndthenError], None],
+        give_out: Callable[[], None],
     ) -> None:
         self.model = model
         self._pieces = vocabulary.pieces
@@ -118,6 +124,7 @@ class Runner:
             threads=options.threads,
         )
         self._fail = fail
+        self._give_out = give_out
         self._batch = Batch(bounds.batch_tokens + bounds.running)
         self._noise = np.empty((bounds.running, model.vocab_size), np.float32)
         self._scratch = np.empty((bounds.running, model.vocab_size), np.uint32)
@@ -127,7 +134,7 @@ class Runner:
         self._unsettled: list[Drawn | ScoredChunk | PromptJob] = []
         self._kept: LogitArray | None = None
         self._requests: SimpleQueue[list[Layout] | None] = SimpleQueue()
-        self._results: SimpleQueue[list[LogitArray] | int] = SimpleQueue()
+        self._results: SimpleQueue[list[LogitArray] | LlamaError] = SimpleQueue()
         self._decoding = False
         self._decoder = threading.Thread(target=self._decode_forever, name="decode", daemon=True)
         self._decoder.start()
@@ -175,15 +182,18 @@ class Runner:
         if not step.tokens and not step.starts:
             self._settle()
             return False
-        if step.tokens:
+        layouts = self._lay_out(step)
+        overlap = step.tokens > _ALONE_TOKENS
+        if overlap:
             self._decoding = True
-            self._requests.put(self._lay_out(step))
+            self._requests.put(layouts)
         self._settle()
+        self._give_out()
         drawing = [*step.decodes, *step.starts]
         candidates = [self._candidates.get(sequence) for sequence in drawing]
         samplers = [candidate.sampler for candidate in candidates if candidate]
         draw_noise(samplers, self._noise[: len(samplers)], self._scratch[: len(samplers)])
-        logits = self._await_decode() if step.tokens else []
+        logits = self._await_decode() if overlap else self._decode(layouts)
         self.counts.steps += 1
         self.counts.prompt_tokens += step.tokens - len(step.decodes)
         self._draw(step, candidates, logits)
@@ -216,6 +226,8 @@ class Runner:
 
     def _lay_out(self, step: Step) -> list[Layout]:
         """The step's batches; the last one's logits need not be copied, so it is the decodes."""
+        if not step.tokens:
+            return []
         if not self._options.streams:
             return [batches.shared(step.decodes, step.reads)]
         layouts = [batches.reading(read, self._options.context) for read in step.reads]
@@ -223,15 +235,27 @@ class Runner:
 
     def _decode_forever(self) -> None:
         while (layouts := self._requests.get()) is not None:
-            self._results.put(self._decode(layouts))
+            try:
+                self._results.put(self._decode(layouts))
+            except LlamaError as error:
+                self._results.put(error)
 
-    def _decode(self, layouts: list[Layout]) -> list[LogitArray] | int:
-        """Each batch's logits that somebody reads, or llama.cpp's code of failure."""
+    def _await_decode(self) -> list[LogitArray]:
+        """What `_decode` came to in its thread."""
+        result = self._results.get()
+        self._decoding = False
+        if isinstance(result, LlamaError):
+            raise result
+        return result
+
+    def _decode(self, layouts: list[Layout]) -> list[LogitArray]:
+        """Each batch's logits that somebody reads. Raises LlamaError if the library refuses a batch."""
         found: list[LogitArray] = []
         for layout in layouts:
             self._batch.fill(layout.tokens, layout.positions, layout.ids, layout.wanted)
             if (code := self._context.decode(self._batch)) != 0:
-                return code
+                words = "; ".join(self.model.lib.complaints) or "no reason given"
+                raise LlamaError(f"llama_decode returned {code}: {words}")
             rows = self._context.logits(sum(layout.wanted))
             if layout.read is not None:
                 rows = rows[layout.read]
@@ -241,15 +265,6 @@ class Runner:
             for rewind in layout.rewinds:
                 self._context.drop(rewind.id, rewind.start)
         return found
-
-    def _await_decode(self) -> list[LogitArray]:
-        """Raises LlamaError if the library refused a batch."""
-        result = self._results.get()
-        self._decoding = False
-        if isinstance(result, int):
-            words = "; ".join(self.model.lib.complaints) or "no reason given"
-            raise LlamaError(f"llama_decode returned {result}: {words}")
-        return result
 
     def _apply(self, step: Step) -> None:
         for change in step.memory:

@@ -30,6 +30,11 @@ GREEDY_BELOW = 1e-5
 _BLOCK_BYTES = 1 << 18
 _LIKELY_NUCLEUS = 256
 _MASK_64 = (1 << 64) - 1
+_SHIFT = np.uint32(16)
+_MULTIPLIER = np.uint32(0x9E3779BB)
+_DROPPED_BITS = np.uint32(9)
+_UNIT = np.float32(2**-23)
+_HALF_UNIT = np.float32(2**-24)
 
 
 class Sampler:
@@ -151,7 +156,7 @@ def choose(logits: Floats, samplers: Sequence[Sampler], noise: Floats) -> npt.ND
             row *= scale[index]
         if sampler.truncates:
             truncate(row, top_k=sampler.top_k, top_p=sampler.top_p, min_p=sampler.min_p)
-    work += noise
+    work -= noise
     tokens: npt.NDArray[np.int64] = work.argmax(axis=1)
     return tokens
 
@@ -201,7 +206,11 @@ def score(logits: Floats, chosen: Sequence[int], depth: int) -> Scores:
 
 
 def draw_noise(samplers: Sequence[Sampler], out: Floats, scratch: Keys) -> None:
-    """Gumbel noise for each row's next token, zero for greedy rows.
+    """Each row's noise for its next token, zero for greedy rows: ln(−ln u), the negative of standard Gumbel noise.
+
+    u is a function of the row's (seed, step) and the token: the token's hash times a key of the row, scrambled
+    (multiply, xor-shift, multiply: Steele and Vigna 2022, arXiv:2001.05304). It is an odd multiple of 2⁻²⁴: exact in
+    float32 and never 0 or 1, where the noise would be infinite and the token forced.
 
     Args:
         samplers: one a row.
@@ -209,41 +218,27 @@ def draw_noise(samplers: Sequence[Sampler], out: Floats, scratch: Keys) -> None:
         scratch: the same shape.
     """
     tokens = _token_hashes(out.shape[1])
-    block = max(1, _BLOCK_BYTES // (4 * out.shape[1]))
     keys = np.array([_row_key(sampler.seed, sampler.step) for sampler in samplers], np.uint64)
-    low, high = keys.astype(np.uint32), (keys >> np.uint64(32)).astype(np.uint32)
+    low = keys.astype(np.uint32)[:, None]
+    odd = (keys >> np.uint64(32)).astype(np.uint32)[:, None] | np.uint32(1)
+    block = max(1, _BLOCK_BYTES // (4 * out.shape[1]))
+    shifted = np.empty((min(block, len(samplers)), out.shape[1]), np.uint32)
     for start in range(0, len(samplers), block):
-        stop = min(start + block, len(samplers))
-        bits, noise = scratch[start:stop], out[start:stop]
-        np.bitwise_xor(tokens, low[start:stop, None], out=bits)
-        _scramble(bits)
-        np.add(bits, high[start:stop, None], out=bits)
-        _scramble(bits)
-        _gumbel(bits, noise)
+        rows = slice(start, min(start + block, len(samplers)))
+        bits, noise = scratch[rows], out[rows]
+        np.bitwise_xor(tokens, low[rows], out=bits)
+        np.multiply(bits, odd[rows], out=bits)
+        np.bitwise_xor(bits, np.right_shift(bits, _SHIFT, out=shifted[: len(bits)]), out=bits)
+        np.multiply(bits, _MULTIPLIER, out=bits)
+        np.right_shift(bits, _DROPPED_BITS, out=bits)
+        np.multiply(bits, _UNIT, out=noise, casting="unsafe")
+        np.add(noise, _HALF_UNIT, out=noise)
+        np.log(noise, out=noise)
+        np.negative(noise, out=noise)
+        np.log(noise, out=noise)
     for index, sampler in enumerate(samplers):
         if sampler.greedy:
             out[index] = 0.0
-
-
-def _scramble(bits: Keys) -> None:
-    """MurmurHash3's 32-bit finalizer, in place (Appleby, `fmix32`, public domain)."""
-    bits ^= bits >> np.uint32(16)
-    bits *= np.uint32(0x85EBCA6B)
-    bits ^= bits >> np.uint32(13)
-    bits *= np.uint32(0xC2B2AE35)
-    bits ^= bits >> np.uint32(16)
-
-
-def _gumbel(bits: Keys, out: Floats) -> None:
-    """Uniform 32-bit words → standard Gumbel noise, −ln(−ln u), with u an odd multiple of 2⁻²⁴: exact in float32 and
-    never 0 or 1, where the noise would be infinite and the token forced."""
-    bits >>= np.uint32(9)
-    np.multiply(bits, np.float32(2**-23), out=out, casting="unsafe")
-    out += np.float32(2**-24)
-    np.log(out, out=out)
-    np.negative(out, out=out)
-    np.log(out, out=out)
-    np.negative(out, out=out)
 
 
 def _ids(tokens: Iterable[int]) -> npt.NDArray[np.int32]:
@@ -252,9 +247,7 @@ def _ids(tokens: Iterable[int]) -> npt.NDArray[np.int32]:
 
 @functools.lru_cache(maxsize=8)
 def _token_hashes(vocab_size: int) -> Keys:
-    hashes = np.arange(vocab_size, dtype=np.uint32) * np.uint32(0x9E3779B9)
-    _scramble(hashes)
-    return hashes
+    return np.array([_mix(token) & 0xFFFFFFFF for token in range(vocab_size)], np.uint32)
 
 
 def _row_key(seed: int, step: int) -> int:
