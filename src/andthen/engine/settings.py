@@ -15,12 +15,13 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
     context: Annotated[int, Meta(ge=0)] = 0
     """Longest sequence in tokens; 0 takes the model's own."""
     cells: Annotated[int, Meta(ge=0)] = 0
-    """Tokens that the key-value pool holds for all sequences together; 0 chooses 32 contexts, or as many as fit
-    into 2 GiB, and never fewer than one."""
+    """Tokens that the key-value pool holds for all sequences together; 0 chooses 32 contexts (48 if deterministic), or
+    as many as fit into 2 GiB."""
     gpu_layers: int = 0
     """Layers to place on a GPU where the library has one; −1 is all."""
     deterministic: bool = False
-    """Promise that a seed gives the same bytes under any load. True of F16 models on a CPU that were measured."""
+    """A seed gives the same text under any load, on a CPU. Each sequence then has cells of its own, so that fewer run
+    at once."""
 
 
 class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True):
