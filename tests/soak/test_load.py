@@ -83,9 +83,9 @@ async def client(server: Server, seed: int, end_s: float, outcomes: Counter[str]
 
 
 def resident_bytes(pid: int) -> int:
-    """Of a process and all that it started."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    """Of a process and all that its threads started."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    children = [child for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
     return pages * os.sysconf("SC_PAGE_SIZE") + sum(map(resident_bytes, map(int, children)))
 
 
