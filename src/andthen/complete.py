@@ -18,13 +18,15 @@ from andthen.sources import Deployment
 class Work:
     """A request that a model takes, planned and not yet begun."""
 
-    __slots__ = ("_owner", "_request", "deployment", "plan", "usage")
+    __slots__ = ("_owner", "_request", "began_s", "deployment", "plan", "usage")
 
     def __init__(self, owner: str, request: CompletionRequest, deployment: Deployment, planned: Plan) -> None:
         self._owner = owner
         self._request = request
         self.deployment = deployment
         self.plan = planned
+        self.began_s: float | None = None
+        """When the first event's turn had come, by `time.monotonic`."""
         self.usage: Usage | None = None
         """What was processed, once the events have ended, whatever ended them."""
 
@@ -38,6 +40,7 @@ class Work:
         try:
             async with attempt:
                 async for events in attempt:
+                    self.began_s = attempt.began_s
                     yield events
         finally:
             self.usage = attempt.usage

@@ -28,6 +28,10 @@ class Attempt(Protocol):
     def usage(self) -> Usage | None:
         """What was processed; also after an end before its time, as far as the source could still tell."""
 
+    @property
+    def began_s(self) -> float | None:
+        """When its turn had come, by `time.monotonic`; None before."""
+
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(

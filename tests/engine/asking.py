@@ -96,7 +96,7 @@ class Asker:
 
     def _deliver(self, answers: list[tuple[int, Answer]]) -> None:
         for _, answer in answers:
-            if isinstance(answer, Emitted) and isinstance(answer.events[-1], Usage):
+            if isinstance(answer, Emitted) and answer.events and isinstance(answer.events[-1], Usage):
                 self.ended.append(answer.job)
             self._inboxes[answer.job].put(answer)
 

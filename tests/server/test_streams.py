@@ -50,7 +50,7 @@ def test_a_stream_is_a_chunk_for_each_event_and_ends_with_done(scripted: Running
     assert head.startswith(b"http/1.1 200 ok\r\n")
     assert b"\r\ncontent-type: text/event-stream\r\n" in head
     assert b"\r\nx-andthen-plan: prompt=native" in head
-    assert b"\r\nserver-timing: first;dur=" in head or b"\r\nserver-timing" not in head
+    assert b"\r\nserver-timing: queue;dur=" in head or b"\r\nserver-timing" not in head
     assert body.endswith(b"data: [DONE]\n\n" + LAST_CHUNK)
     *chunks, usage = frames(dechunked(body))
     assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == " 1 2 3"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self, TypeVar, cast
@@ -187,11 +188,13 @@ class Job:
     far as the engine lived to say it.
     """
 
-    __slots__ = ("_error", "_events", "_jobs", "_link", "_over", "_taken", "_waiter", "number", "usage")
+    __slots__ = ("_error", "_events", "_jobs", "_link", "_over", "_taken", "_waiter", "began_s", "number", "usage")
 
     def __init__(self, number: int, link: _EngineLink, jobs: dict[int, Job]) -> None:
         self.number = number
         self.usage: Usage | None = None
+        self.began_s: float | None = None
+        """When its turn had come, by `time.monotonic`."""
         self._link = link
         self._jobs = jobs
         self._events: list[Event] = []
@@ -241,6 +244,8 @@ class Job:
         return self.usage
 
     def receive(self, events: list[Event]) -> None:
+        if self.began_s is None:
+            self.began_s = time.monotonic()
         self._events += events
         if events and isinstance(last := events[-1], Usage):
             self.usage = last

@@ -108,15 +108,22 @@ class Job:
         self.prompts: list[PromptJob] = []
         self._outbox = outbox
         self._events: list[Event] = []
+        self._begun = False
         self.cached_tokens = 0
         self.over = False
         self.ahead = 0
         """Generated tokens given out that its reader has not taken."""
 
     def say(self, event: Event) -> None:
-        if not self._events:
+        if not self._events and self not in self._outbox:
             self._outbox.append(self)
         self._events.append(event)
+
+    def begin(self) -> None:
+        """Its turn has come: told at once, by giving out no events."""
+        if not self._begun:
+            self._begun = True
+            self._outbox.append(self)
 
     def take(self) -> list[Event]:
         """The events not yet given out."""

@@ -82,6 +82,8 @@ Question = Submit | Cancel | Credit | Describe | Tokenize | Detokenize
 
 
 class Emitted(Struct, frozen=True, tag=True):
+    """What the job came to since the last frame. The first may be empty: the job's turn has come."""
+
     job: int
     events: list[Event]
 

@@ -182,6 +182,8 @@ class Runner:
         if not step.tokens and not step.starts:
             self._settle()
             return False
+        for read in step.reads:
+            self._prompts[read.group].job.begin()
         layouts = self._lay_out(step)
         overlap = step.tokens > _ALONE_TOKENS
         if overlap:

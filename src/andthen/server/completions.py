@@ -55,7 +55,7 @@ async def complete(services: Services, exchange: Exchange) -> None:
 
 async def _whole(services: Services, exchange: Exchange, request: CompletionRequest, work: Work, head: Head) -> None:
     completion = Completion(request, head)
-    clock = _Clock(services, exchange)
+    clock = _Clock(services, exchange, work)
     async with aclosing(work.events()) as batches:
         async for events in batches:
             if clock.first_text_s is None:
@@ -68,7 +68,7 @@ async def _whole(services: Services, exchange: Exchange, request: CompletionRequ
 
 async def _stream(services: Services, exchange: Exchange, request: CompletionRequest, work: Work, head: Head) -> None:
     stream = Stream(request, head)
-    clock = _Clock(services, exchange)
+    clock = _Clock(services, exchange, work)
     reply = _EventStream(exchange, services.settings, clock)
     try:
         async with aclosing(work.events()) as batches:
@@ -82,13 +82,14 @@ async def _stream(services: Services, exchange: Exchange, request: CompletionReq
 
 
 class _Clock:
-    """When the first text came."""
+    """When its turn and when its first text came."""
 
-    __slots__ = ("_exchange", "_services", "first_text_s")
+    __slots__ = ("_exchange", "_services", "_work", "first_text_s")
 
-    def __init__(self, services: Services, exchange: Exchange) -> None:
+    def __init__(self, services: Services, exchange: Exchange, work: Work) -> None:
         self._services = services
         self._exchange = exchange
+        self._work = work
         self.first_text_s: float | None = None
         """Seconds since the request's headers."""
 
@@ -101,9 +102,10 @@ class _Clock:
 
     def header(self, *, total: bool = False) -> bytes:
         """The value of `server-timing`, in milliseconds, of what is known."""
-        known = [("first", self.first_text_s)]
+        started_s, began_s = self._exchange.started_s, self._work.began_s
+        known = [("queue", began_s - started_s if began_s is not None else None), ("first", self.first_text_s)]
         if total:
-            known.append(("total", time.monotonic() - self._exchange.started_s))
+            known.append(("total", time.monotonic() - started_s))
         return ", ".join(f"{name};dur={1000 * after_s:.1f}" for name, after_s in known if after_s is not None).encode()
 
 
