@@ -27,11 +27,11 @@ _FLASH_ATTENTION_ON = 1
 
 
 def engine(setup: Setup) -> tuple[Run, str]:
-    """Our engine, asked as a worker asks it: questions in, events out as they come, credit back."""
-    from andthen.contract.events import Text, Usage
+    """Our engine, asked as a worker asks it: questions in, events out as they come. (Credit would be due later.)"""
+    from andthen.contract.events import Usage
     from andthen.contract.request import CompletionRequest
     from andthen.engine.loop import Engine
-    from andthen.engine.messages import Answer, Credit, Emitted, Submit
+    from andthen.engine.messages import Answer, Emitted, Submit
     from andthen.engine.settings import EngineSettings, ModelSettings
 
     model = ModelSettings(path=setup.path, deterministic=setup.deterministic)
@@ -42,8 +42,7 @@ def engine(setup: Setup) -> tuple[Run, str]:
         for _, answer in answers:
             if not isinstance(answer, Emitted):
                 raise SystemExit(f"the engine refused: {answer}")
-            asked.handle(0, Credit(answer.job, sum(e.generated for e in answer.events if isinstance(e, Text))))
-            if isinstance(answer.events[-1], Usage):
+            if answer.events and isinstance(answer.events[-1], Usage):
                 on_end.pop(answer.job)()
 
     asked = Engine(EngineSettings(models={_MODEL: model}, threads=setup.threads, batch_tokens=BATCH_TOKENS), emit)
