@@ -194,7 +194,7 @@ class Plain:
             if drawn:
                 row = self._next(drawn[-1], len(tokens) + len(drawn) - 1)
             draw_noise([sampler], noise, np.empty(noise.shape, np.uint32))
-            best = np.sort((row * sampler.inverse_temperature + noise)[0])[-2:]
+            best = np.sort((row - noise)[0])[-2:]
             gaps.append(float(best[1] - best[0]))
             drawn.append(int(choose(row, [sampler], noise)[0]))
             sampler.accept(drawn[-1])

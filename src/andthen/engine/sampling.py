@@ -3,7 +3,7 @@
 Pure: numpy and arithmetic; the randomness is a function of (seed, step, token), so that a token drawn alone and the
 same token drawn among others are the same.
 
-A token is drawn as argmax(logit / temperature + Gumbel noise), which is a draw from the softmax of logit / temperature
+A token is drawn as argmax(logit + temperature · Gumbel noise), which is a draw from the softmax of logit / temperature
 (the Gumbel-max trick; Gumbel 1954, Maddison et al. 2014, arXiv:1411.0030). Unlike inverse-CDF sampling, where every
 probability moves every threshold, the small differences that a batch's other rows make in the logits change the
 drawn token only where two candidates are that close.
@@ -25,7 +25,7 @@ Floats = npt.NDArray[np.float32]
 Keys = npt.NDArray[np.uint32]
 
 GREEDY_BELOW = 1e-5
-"""Temperatures under this one are greedy: divided by them, float32 logits leave no room for the noise."""
+"""Temperatures under this one are greedy: beside float32 logits their noise is nothing."""
 
 _BLOCK_BYTES = 1 << 18
 _LIKELY_NUCLEUS = 256
@@ -60,7 +60,7 @@ class Sampler:
         self.seed = seed & _MASK_64
         self.step = 0
         self.greedy = request.temperature < GREEDY_BELOW or request.top_p == 0.0 or request.top_k == 1
-        self.inverse_temperature = 1.0 if self.greedy else 1.0 / request.temperature
+        self.temperature = 0.0 if self.greedy else request.temperature
         self.top_p = request.top_p
         self.top_k = request.top_k if 0 < request.top_k < vocab_size else 0
         self.min_p = request.min_p
@@ -143,22 +143,27 @@ def choose(logits: Floats, samplers: Sequence[Sampler], noise: Floats) -> npt.ND
     Args:
         logits: raw, (rows, vocabulary); not changed.
         samplers: one a row.
-        noise: (rows, vocabulary) from `draw_noise` with the rows' keys; overwritten.
+        noise: (rows, vocabulary) from `draw_noise` with the same samplers; overwritten.
     """
-    scale = np.array([sampler.inverse_temperature for sampler in samplers], np.float32)
-    special = [index for index, sampler in enumerate(samplers) if not sampler.plain or sampler.truncates]
-    work = np.multiply(logits, scale[:, None])
-    for index in special:
-        sampler, row = samplers[index], work[index]
-        if not sampler.plain:
-            row[:] = logits[index]
-            sampler.adjust(row)
-            row *= scale[index]
-        if sampler.truncates:
-            truncate(row, top_k=sampler.top_k, top_p=sampler.top_p, min_p=sampler.min_p)
-    work -= noise
-    tokens: npt.NDArray[np.int64] = work.argmax(axis=1)
+    bent = [index for index, sampler in enumerate(samplers) if not sampler.plain or sampler.truncates]
+    rows = [_bend(logits[index], samplers[index]) - noise[index] for index in bent]
+    np.subtract(logits, noise, out=noise)
+    for index, row in zip(bent, rows, strict=True):
+        noise[index] = row
+    tokens: npt.NDArray[np.int64] = noise.argmax(axis=1)
     return tokens
+
+
+def _bend(row: Floats, sampler: Sampler) -> Floats:
+    """A copy of one row of raw logits, with bias, penalties and bans, and −inf for what truncation excludes."""
+    row = row.copy()
+    if not sampler.plain:
+        sampler.adjust(row)
+    if sampler.truncates:
+        tempered = row / np.float32(sampler.temperature)
+        truncate(tempered, top_k=sampler.top_k, top_p=sampler.top_p, min_p=sampler.min_p)
+        row[tempered == -np.inf] = -np.inf
+    return row
 
 
 def truncate(row: Floats, *, top_k: int, top_p: float, min_p: float) -> None:
@@ -206,7 +211,7 @@ def score(logits: Floats, chosen: Sequence[int], depth: int) -> Scores:
 
 
 def draw_noise(samplers: Sequence[Sampler], out: Floats, scratch: Keys) -> None:
-    """Each row's noise for its next token, zero for greedy rows: ln(−ln u), the negative of standard Gumbel noise.
+    """Each row's noise for its next token: temperature · ln(−ln u), the negative of Gumbel noise, zero where greedy.
 
     u is a function of the row's (seed, step) and the token: the token's hash times a key of the row, scrambled
     (multiply, xor-shift, multiply: Steele and Vigna 2022, arXiv:2001.05304). It is an odd multiple of 2⁻²⁴: exact in
@@ -221,6 +226,7 @@ def draw_noise(samplers: Sequence[Sampler], out: Floats, scratch: Keys) -> None:
     keys = np.array([_row_key(sampler.seed, sampler.step) for sampler in samplers], np.uint64)
     low = keys.astype(np.uint32)[:, None]
     odd = (keys >> np.uint64(32)).astype(np.uint32)[:, None] | np.uint32(1)
+    temperatures = np.array([sampler.temperature for sampler in samplers], np.float32)[:, None]
     block = max(1, _BLOCK_BYTES // (4 * out.shape[1]))
     shifted = np.empty((min(block, len(samplers)), out.shape[1]), np.uint32)
     for start in range(0, len(samplers), block):
@@ -236,9 +242,7 @@ def draw_noise(samplers: Sequence[Sampler], out: Floats, scratch: Keys) -> None:
         np.log(noise, out=noise)
         np.negative(noise, out=noise)
         np.log(noise, out=noise)
-    for index, sampler in enumerate(samplers):
-        if sampler.greedy:
-            out[index] = 0.0
+        np.multiply(noise, temperatures[rows], out=noise)
 
 
 def _ids(tokens: Iterable[int]) -> npt.NDArray[np.int32]:
