@@ -41,7 +41,7 @@ format: $(DEV)  ## put the code into its form
 soak: $(DEV)  ## the tests that take longer than a test may
 	$(PY) -m pytest -m soak $(ARGS)
 
-bench: $(DEV)  ## measure the engine beside its peers
+bench: $(DEV)  ## measure the engine beside its peers, and write docs/bench.md
 	$(PY) -m bench $(ARGS)
 
 docs: $(DEV)  ## print the tables in README and docs anew from the code
