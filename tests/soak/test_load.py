@@ -1,4 +1,5 @@
-"""Many streams for long, some of which leave midway: no error but 503 at the bound, no growth, nothing left behind.
+"""Many streams for long, some of which leave midway: no error but 503 at the bound, no growth, nothing left behind, and
+seeded texts among them as they are alone.
 
 `make soak` runs it for five minutes; `SOAK_S` sets another time.
 """
@@ -9,7 +10,6 @@ import asyncio
 import json
 import os
 import random
-import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -19,8 +19,11 @@ import pytest
 import uvloop
 
 from tests.serving import Server, serving
+from tests.soak.asking import ask, is_idle, text, until
 
 STREAMS = 500
+SETTINGS = "[engine]\nmax_waiting = 440\n"
+"""So that nearly all of them are open at once, and yet some meet the bound."""
 LEAVING = 0.1
 """The share of requests whose client goes away after its first text."""
 DURATION_S = float(os.environ.get("SOAK_S", "300"))
@@ -28,7 +31,7 @@ WARM = 0.5
 """The share of the time after which memory has to be flat."""
 GROWTH = 1.1
 SAMPLE_S = 2.0
-SETTLED_S = 15.0
+SEEDS = 20
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(DURATION_S + 300)]
 
@@ -82,44 +85,60 @@ async def client(server: Server, seed: int, end_s: float, outcomes: Counter[str]
             await asyncio.sleep(1)
 
 
-def resident_bytes(pid: int) -> int:
-    """Of a process and all that its threads started."""
+def resident_bytes(pid: int) -> dict[int, int]:
+    """Of a process and of each that its threads started, by process."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    children = [child for file in Path(f"/proc/{pid}/task").glob("*/children") for child in file.read_text().split()]
-    return pages * os.sysconf("SC_PAGE_SIZE") + sum(map(resident_bytes, map(int, children)))
+    sizes = {pid: pages * os.sysconf("SC_PAGE_SIZE")}
+    for file in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in file.read_text().split():
+            sizes |= resident_bytes(int(child))
+    return sizes
 
 
-async def load(server: Server) -> tuple[Counter[str], list[int]]:
-    """Outcomes, and the server's memory over time."""
+async def seeded(server: Server, seed: int) -> str | None:
+    """Its text; None where the bound refused it."""
+    reply = await ask(server, prompt=f"Story number {seed}:", seed=seed, max_tokens=40)
+    return None if reply.startswith(b"HTTP/1.1 503 ") else text(reply)
+
+
+async def compare(server: Server, alone: list[str | None], end_s: float, alike: Counter[bool]) -> None:
+    while time.monotonic() < end_s:
+        for seed, expected in enumerate(alone):
+            if (found := await seeded(server, seed)) is not None:
+                alike[found == expected] += 1
+            elif time.monotonic() < end_s:
+                await asyncio.sleep(1)
+
+
+async def load(server: Server) -> tuple[Counter[str], Counter[bool], list[dict[int, int]]]:
+    """Outcomes, how many seeded texts were as they are alone, and the memory of each process over time."""
     outcomes: Counter[str] = Counter()
-    sizes: list[int] = []
+    alike: Counter[bool] = Counter()
+    sizes: list[dict[int, int]] = []
+    alone = [await seeded(server, seed) for seed in range(SEEDS)]
     end_s = time.monotonic() + DURATION_S
     async with asyncio.TaskGroup() as group:
         for seed in range(STREAMS):
             group.create_task(client(server, seed, end_s, outcomes))
+        group.create_task(compare(server, alone, end_s, alike))
         while time.monotonic() < end_s:
             await asyncio.sleep(SAMPLE_S)
             sizes.append(resident_bytes(server.process.pid))
-    return outcomes, sizes
-
-
-def gauge(server: Server, name: str) -> float:
-    (value,) = re.findall(rf"^{name} (\S+)$", server.get("/metrics").decode(), re.MULTILINE)
-    return float(value)
+    await until(lambda: is_idle(server), "nothing is left behind")
+    return outcomes, alike, sizes
 
 
 def test_many_streams(tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
+    with serving(tmp_path, settings=SETTINGS) as server:
         server.complete()
-        outcomes, sizes = uvloop.run(load(server))
-        print(f"\n{dict(outcomes)}\nMiB: {[size >> 20 for size in sizes[:: max(1, len(sizes) // 20)]]}")
+        outcomes, alike, sizes = uvloop.run(load(server))
+        shown = [{pid: size >> 20 for pid, size in sample.items()} for sample in sizes[:: max(1, len(sizes) // 20)]]
+        print(f"\n{dict(outcomes)}\nseeded texts as alone: {dict(alike)}\nMiB by process: {shown}")
         assert {outcome for outcome in outcomes if outcome not in ("whole", "left", "no capacity")} == set()
         assert outcomes["whole"] > STREAMS
         assert outcomes["left"] > STREAMS * LEAVING
+        assert set(alike) == {True}
         warm = sizes[int(len(sizes) * WARM)]
-        assert max(sizes[-5:]) < warm * GROWTH
-        deadline_s = time.monotonic() + SETTLED_S
-        while left := [name for name in ("running", "waiting") if gauge(server, f"andthen_engine_{name}")]:
-            assert time.monotonic() < deadline_s, left
-            time.sleep(0.2)
+        for sample in sizes[-5:]:
+            assert {pid for pid, size in sample.items() if size > warm[pid] * GROWTH} == set()
         assert server.complete(max_tokens=1)["choices"]
