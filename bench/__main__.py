@@ -52,7 +52,7 @@ def page(parts: tuple[str, ...], rounds: int, threads: int, cache: Path) -> Iter
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1, help="that compute, for everybody (default: 1)")
     parser.add_argument("--only", choices=PARTS, action="append", help="measures this part, and only prints it")
     parser.add_argument("--cache", type=Path, default=platformdirs.user_cache_path("andthen-bench"))

@@ -57,7 +57,7 @@ def subjects(cache: Path, threads: int) -> list[Subject]:
         making.rename(large)
     return [
         Subject("The model that ships", Setup(str(_SHIPPED), True, threads), {1: 16, 8: 8, 32: 4}),
-        Subject("134M parameters, Q8_0, random", Setup(str(large), False, threads), {1: 2, 8: 1, 32: 1}),
+        Subject("134M parameters, Q8_0, random", Setup(str(large), False, threads), {1: 1, 8: 1, 32: 1}),
     ]
 
 
@@ -68,7 +68,7 @@ def measure(subject: Subject, rounds: int) -> Iterator[str]:
     found: Rounds = {}
     with everybody(subject.setup) as field:
         for name in field.contenders:
-            field.measure(name, Load(max(CLIENTS), 1, _WARM_SEED, known.vocabulary.vocab_size))
+            field.measure(name, Load(1, 1, _WARM_SEED, known.vocabulary.vocab_size))
         for _ in range(rounds):
             for clients in CLIENTS:
                 for name in field.contenders:
