@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from andthen.contract.request import CompletionRequest
-from andthen.engine.sampling import Sampler, choose, draw_noise, score, truncate
+from andthen.engine.sampling import Sampler, choose, draw_noise, score, truncation_floor
 
 VOCAB = 64
 NONE = np.array([], np.int32)
@@ -164,8 +164,14 @@ def test_end_tokens_are_banned_for_good_or_for_a_while() -> None:
 @given(st.integers(0, 10_000), st.integers(0, 70), st.floats(0.01, 1.0), st.floats(0.0, 1.0))
 def test_truncation_keeps_what_the_slow_way_keeps(seed: int, top_k: int, top_p: float, min_p: float) -> None:
     row = logits(seed)[0]
-    found = row.copy()
-    truncate(found, top_k=top_k if top_k < VOCAB else 0, top_p=top_p, min_p=min_p)
+    kept_k = top_k if top_k < VOCAB else 0
+    alive = survivors(row, kept_k, top_p, min_p)
+    # Beside other rows it is the same.
+    rows = np.stack([logits(seed + 1)[0], row])
+    floor = truncation_floor(
+        rows, top_k=np.array([3, kept_k]), top_p=np.array([0.5, top_p]), min_p=np.array([0, min_p])
+    )
+    assert set(np.flatnonzero(row >= floor[1]).tolist()) == alive
     left = {token for token in range(VOCAB) if np.exp(row[token] - row.max(), dtype=np.float64) >= min_p * 0.999999}
     order = sorted(left, key=lambda token: -row[token])
     if 0 < top_k < VOCAB:
@@ -177,19 +183,25 @@ def test_truncation_keeps_what_the_slow_way_keeps(seed: int, top_k: int, top_p: 
             break
         kept.add(token)
         mass += float(np.exp(row[token]))
-    alive = {token for token in range(VOCAB) if np.isfinite(found[token])}
     assert alive
     assert int(row.argmax()) in alive
     assert alive <= kept
     assert len(kept - alive) <= 1  # where the border falls on a rounding
 
 
+def survivors(row: np.ndarray, top_k: int, top_p: float, min_p: float) -> set[int]:
+    floor = truncation_floor(
+        row[None], top_k=np.array([top_k]), top_p=np.array([top_p]), min_p=np.array([min_p], np.float64)
+    )
+    return set(np.flatnonzero(row >= floor[0]).tolist())
+
+
 def test_a_wide_nucleus_is_found_beyond_the_likely_few() -> None:
-    row = np.random.default_rng(2).standard_normal(4000).astype(np.float32) * 0.1
-    found = row.copy()
-    truncate(found, top_k=0, top_p=0.9, min_p=0.0)
+    row = np.random.default_rng(2).standard_normal(4000).astype(np.float32) * np.float32(0.1)
     weights = np.sort(softmax(row.astype(np.float64)))[::-1]
-    assert np.isfinite(found).sum() == pytest.approx(int(np.searchsorted(np.cumsum(weights), 0.9)) + 1, abs=2)
+    wanted = int(np.searchsorted(np.cumsum(weights), 0.9)) + 1
+    assert len(survivors(row, 0, 0.9, 0.0)) == pytest.approx(wanted, abs=2)
+    assert len(survivors(row, 3000, 1.0, 0.0)) == 3000
 
 
 @given(st.integers(0, 10_000), st.integers(0, 5))

@@ -31,7 +31,7 @@ _POOL_STREAMS = 48
 _LEAST_STREAMS = 4
 _STREAM_STEP = 256
 """A stream's cells are a multiple of this (llama.cpp pads n_ctx_seq)."""
-_CACHED_CONTEXTS = 4
+_CACHED_CONTEXTS = 2
 """Every cell in use costs every row a look, so the shared pool keeps few prefixes."""
 _LEAST_READ = 32
 """Prompt tokens that a step has room for beside a full house."""

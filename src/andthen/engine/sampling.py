@@ -12,7 +12,6 @@ drawn token only where two candidates are that close.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Iterable, Sequence
 
 import numpy as np
@@ -33,8 +32,8 @@ _MASK_64 = (1 << 64) - 1
 _SHIFT = np.uint32(16)
 _MULTIPLIER = np.uint32(0x9E3779BB)
 _DROPPED_BITS = np.uint32(9)
-_UNIT = np.float32(2**-23)
-_HALF_UNIT = np.float32(2**-24)
+_EXPONENT_OF_1 = np.uint32(0x3F800000)
+_JUST_UNDER_1 = np.float32(1 - 2**-24)
 
 
 class Sampler:
@@ -79,13 +78,15 @@ class Sampler:
 
     @property
     def plain(self) -> bool:
-        """Whether the raw logits are chosen from as they stand, but for the temperature."""
-        return (
-            not self._shifts
-            and self._repetition == 1.0
-            and self._banned_ends is None
-            and (self._early_ends is None or self.step >= self._min_tokens)
-        )
+        """Whether the raw logits are chosen from as they stand, but for bans and temperature."""
+        return not self._shifts and self._repetition == 1.0
+
+    @property
+    def banned(self) -> npt.NDArray[np.int32] | None:
+        """The tokens that can't come next."""
+        if self._early_ends is not None and self.step < self._min_tokens:
+            return self._early_ends
+        return self._banned_ends
 
     @functools.cached_property
     def _shift(self) -> Floats:
@@ -102,7 +103,7 @@ class Sampler:
         return seen
 
     def adjust(self, row: Floats) -> None:
-        """Applies bias, penalties and bans to one row of raw logits, in place.
+        """Applies bias and penalties to one row of raw logits, in place.
 
         Presence and frequency as OpenAI defines them: logit −= count·frequency + (count > 0)·presence.
         """
@@ -111,10 +112,6 @@ class Sampler:
             row[self._seen] = np.where(values > 0, values / self._repetition, values * self._repetition)
         if self._shifts:
             row += self._shift
-        if self._banned_ends is not None:
-            row[self._banned_ends] = -np.inf
-        if self._early_ends is not None and self.step < self._min_tokens:
-            row[self._early_ends] = -np.inf
 
     def accept(self, token: int) -> None:
         """The token was chosen: counts it and goes on to the next step."""
@@ -146,47 +143,78 @@ def choose(logits: Floats, samplers: Sequence[Sampler], noise: Floats) -> npt.ND
         noise: (rows, vocabulary) from `draw_noise` with the same samplers; overwritten.
     """
     bent = [index for index, sampler in enumerate(samplers) if not sampler.plain or sampler.truncates]
-    rows = [_bend(logits[index], samplers[index]) - noise[index] for index in bent]
+    if bent:
+        rows = _bend(logits[bent], [samplers[index] for index in bent]) - noise[bent]
     np.subtract(logits, noise, out=noise)
-    for index, row in zip(bent, rows, strict=True):
-        noise[index] = row
+    if bent:
+        noise[bent] = rows
+    for index, sampler in enumerate(samplers):
+        if (banned := sampler.banned) is not None:
+            noise[index, banned] = -np.inf
     tokens: npt.NDArray[np.int64] = noise.argmax(axis=1)
     return tokens
 
 
-def _bend(row: Floats, sampler: Sampler) -> Floats:
-    """A copy of one row of raw logits, with bias, penalties and bans, and −inf for what truncation excludes."""
-    row = row.copy()
-    if not sampler.plain:
-        sampler.adjust(row)
-    if sampler.truncates:
-        tempered = row / np.float32(sampler.temperature)
-        truncate(tempered, top_k=sampler.top_k, top_p=sampler.top_p, min_p=sampler.min_p)
-        row[tempered == -np.inf] = -np.inf
-    return row
+def _bend(rows: Floats, samplers: Sequence[Sampler]) -> Floats:
+    """Rows of raw logits, in place with bias and penalties, and −inf for what bans and truncation exclude."""
+    for row, sampler in zip(rows, samplers, strict=True):
+        if not sampler.plain:
+            sampler.adjust(row)
+        if (banned := sampler.banned) is not None:
+            row[banned] = -np.inf
+    cut = [index for index, sampler in enumerate(samplers) if sampler.truncates]
+    if cut:
+        cutting = [samplers[index] for index in cut]
+        tempered = rows[cut] / np.array([sampler.temperature for sampler in cutting], np.float32)[:, None]
+        floor = truncation_floor(
+            tempered,
+            top_k=np.array([sampler.top_k for sampler in cutting]),
+            top_p=np.array([sampler.top_p for sampler in cutting]),
+            min_p=np.array([sampler.min_p for sampler in cutting]),
+        )
+        rows[cut] = np.where(tempered < floor[:, None], -np.inf, rows[cut])
+    return rows
 
 
-def truncate(row: Floats, *, top_k: int, top_p: float, min_p: float) -> None:
-    """Sets to −inf, in place, what `min_p`, then `top_k`, then `top_p` exclude from one row of tempered logits.
+def truncation_floor(
+    rows: Floats, *, top_k: npt.NDArray[np.int64], top_p: npt.NDArray[np.float64], min_p: npt.NDArray[np.float64]
+) -> Floats:
+    """The logit under which `min_p`, then `top_k`, then `top_p` exclude tokens, for each row of tempered logits.
 
     `top_p` keeps the smallest set of the most probable tokens whose probability, among those left, reaches it. Equal
     logits are kept or excluded together, so that no order among equals decides.
+
+    Args:
+        rows: (rows, vocabulary).
+        top_k, top_p, min_p: (rows,); 0, 1 and 0 exclude nothing.
     """
-    best = row.max()
-    if min_p > 0.0:
-        row[row < best + math.log(min_p)] = -np.inf
-    if top_k > 0:
-        row[row < np.partition(row, -top_k)[-top_k]] = -np.inf
-    if top_p < 1.0:
-        wanted = top_p * np.exp(row - best).sum(dtype=np.float64)
-        for width in (_LIKELY_NUCLEUS, len(row)):  # sorting few is fast, and nearly always enough
-            best_few = np.partition(row, -width)[-width:] if width < len(row) else row
-            falling = np.sort(best_few)[::-1]
-            mass = np.cumsum(np.exp(falling - best), dtype=np.float64)
-            last = int(np.searchsorted(mass, wanted))
-            if last < len(falling):
-                row[row < falling[last]] = -np.inf
-                break
+    best = rows.max(axis=1)
+    with np.errstate(divide="ignore"):
+        floor: Floats = best + np.log(min_p).astype(np.float32)
+    width = min(_LIKELY_NUCLEUS, rows.shape[1])  # sorting few is fast, and nearly always enough
+    falling = np.sort(np.partition(rows, -width, axis=1)[:, -width:], axis=1)[:, ::-1]
+    for row in np.flatnonzero(top_k):
+        k = int(top_k[row])
+        floor[row] = max(floor[row], falling[row, k - 1] if k <= width else np.partition(rows[row], -k)[-k])
+    cut = top_p < 1.0
+    if cut.any():
+        wanted = top_p * _weights(rows, best, floor).sum(axis=1, dtype=np.float64)
+        reached = _weights(falling, best, floor).cumsum(axis=1, dtype=np.float64) >= wanted[:, None]
+        last = falling[np.arange(len(rows)), reached.argmax(axis=1)]
+        for row in np.flatnonzero(cut & ~reached[:, -1]):
+            every = np.sort(rows[row : row + 1])[:, ::-1]
+            mass = _weights(every, best[row : row + 1], floor[row : row + 1]).cumsum(dtype=np.float64)
+            last[row] = every[0, min(int(np.searchsorted(mass, wanted[row])), len(mass) - 1)]
+        floor = np.where(cut, np.maximum(floor, last), floor)
+    return floor
+
+
+def _weights(rows: Floats, best: Floats, floor: Floats) -> Floats:
+    """Probabilities relative to each row's best, zero under its floor."""
+    weights: Floats = np.exp(rows - best[:, None])
+    if (floor > -np.inf).any():
+        weights[rows < floor[:, None]] = 0.0
+    return weights
 
 
 def score(logits: Floats, chosen: Sequence[int], depth: int) -> Scores:
@@ -228,17 +256,16 @@ def draw_noise(samplers: Sequence[Sampler], out: Floats, scratch: Keys) -> None:
     odd = (keys >> np.uint64(32)).astype(np.uint32)[:, None] | np.uint32(1)
     temperatures = np.array([sampler.temperature for sampler in samplers], np.float32)[:, None]
     block = max(1, _BLOCK_BYTES // (4 * out.shape[1]))
-    shifted = np.empty((min(block, len(samplers)), out.shape[1]), np.uint32)
     for start in range(0, len(samplers), block):
         rows = slice(start, min(start + block, len(samplers)))
         bits, noise = scratch[rows], out[rows]
         np.bitwise_xor(tokens, low[rows], out=bits)
         np.multiply(bits, odd[rows], out=bits)
-        np.bitwise_xor(bits, np.right_shift(bits, _SHIFT, out=shifted[: len(bits)]), out=bits)
+        np.bitwise_xor(bits, np.right_shift(bits, _SHIFT, out=noise.view(np.uint32)), out=bits)
         np.multiply(bits, _MULTIPLIER, out=bits)
         np.right_shift(bits, _DROPPED_BITS, out=bits)
-        np.multiply(bits, _UNIT, out=noise, casting="unsafe")
-        np.add(noise, _HALF_UNIT, out=noise)
+        np.bitwise_or(bits, _EXPONENT_OF_1, out=bits)  # as float32: 1 + k·2⁻²³, with no conversion
+        np.subtract(bits.view(np.float32), _JUST_UNDER_1, out=noise)
         np.log(noise, out=noise)
         np.negative(noise, out=noise)
         np.log(noise, out=noise)
