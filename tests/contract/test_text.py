@@ -89,9 +89,10 @@ def test_a_token_is_written_as_its_text_or_its_bytes(piece: bytes, text: str) ->
     assert token_text(piece) == text
 
 
-def cut_by_hand(text: str, stops: list[str]) -> tuple[str, bool]:
-    """Character by character: where a stop first ends, cut at the longest one that ends there."""
-    for end in range(1, len(text) + 1):
+def cut_by_hand(text: str, stops: list[str], passed: int = 0) -> tuple[str, bool]:
+    """Character by character: where a stop first ends, cut at the longest one that ends there; not in what is passed
+    over."""
+    for end in range(passed + 1, len(text) + 1):
         ending = [stop for stop in stops if text[:end].endswith(stop)]
         if ending:
             return text[: end - max(map(len, ending))], True
@@ -99,9 +100,10 @@ def cut_by_hand(text: str, stops: list[str]) -> tuple[str, bool]:
 
 
 few_letters = st.text(alphabet="ab", max_size=14)
+stop_lists = st.lists(st.text(alphabet="ab", min_size=1, max_size=5), max_size=4)
 
 
-@given(few_letters, st.lists(st.text(alphabet="ab", min_size=1, max_size=5), max_size=4), st.lists(st.integers(0, 99)))
+@given(few_letters, stop_lists, st.lists(st.integers(0, 99)))
 @example("abcd", ["abcd", "bc"], [])
 @example("aab", ["ab"], [1, 2])
 def test_any_cut_stops_at_the_same_place(text: str, stops: list[str], places: list[int]) -> None:
@@ -120,6 +122,18 @@ def test_any_cut_stops_at_the_same_place(text: str, stops: list[str], places: li
         assert scanner.released == len(released)
     assert (released + scanner.flush(), scanner.matched) == (expected, matches)
     assert scanner.released == len(expected)
+
+
+@given(few_letters, few_letters, stop_lists, st.integers(0, 99))
+@example("xab", "yz", ["ab", "xabyz"], 0)
+@example("ab", "b", ["ab", "bb"], 1)
+def test_no_stop_is_complete_in_what_is_passed_over(early: str, text: str, stops: list[str], place: int) -> None:
+    scanner = StopScanner(stops)
+    released = "".join(scanner.pass_over(part) for part in cut(early, [place]))
+    released += "".join(scanner.feed(part)[0] for part in cut(text, [place]))
+    released += scanner.flush()
+    assert (released, scanner.matched) == cut_by_hand(early + text, stops, passed=len(early))
+    assert scanner.released == len(released)
 
 
 def test_nothing_comes_after_a_stop() -> None:

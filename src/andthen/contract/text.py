@@ -101,7 +101,7 @@ class StopScanner:
     be the beginning of a stop is held back until it is decided.
     """
 
-    __slots__ = ("_held", "_stops", "matched", "released")
+    __slots__ = ("_held", "_passed", "_stops", "matched", "released")
 
     def __init__(self, stops: Sequence[str]) -> None:
         """Args:
@@ -111,6 +111,8 @@ class StopScanner:
             raise ValueError("a stop sequence is empty")
         self._stops = tuple(stops)
         self._held = ""
+        self._passed = 0
+        """Code points at the beginning of what is held in which no stop may be complete."""
         self.matched = False
         """A stop was found: nothing more will be released."""
         self.released = 0
@@ -130,8 +132,18 @@ class StopScanner:
         self.matched = cut is not None
         keep = self._undecided(text) if cut is None else cut
         self._held = "" if self.matched else text[keep:]
+        self._passed = max(0, self._passed - keep)
         self.released += keep
         return text[:keep], self.matched
+
+    def pass_over(self, text: str) -> str:
+        """Takes text in which no stop may be complete yet, though one may begin there; returns what is decided."""
+        text = self._held + text
+        keep = self._undecided(text)
+        self._held = text[keep:]
+        self._passed = len(self._held)
+        self.released += keep
+        return text[:keep]
 
     def flush(self) -> str:
         """The end of the text: what was held back began no stop after all."""
@@ -141,7 +153,11 @@ class StopScanner:
 
     def _find(self, text: str) -> int | None:
         """Where the stop that is complete first begins."""
-        found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
+        found = [
+            (start + len(stop), start)
+            for stop in self._stops
+            if (start := text.find(stop, max(0, self._passed - len(stop) + 1))) >= 0
+        ]
         return min(found)[1] if found else None
 
     def _undecided(self, text: str) -> int:

@@ -85,7 +85,13 @@ def _prompt_job(job: Job, owner: str, index: int, prompt: Prompt, vocabulary: Mo
             end_tokens=vocabulary.end_tokens,
             prompt=group.tokens,
         )
-        says = CandidateText(text, request.stop, echo=request.echo, with_tokens=request.logprobs is not None)
+        says = CandidateText(
+            text,
+            request.stop,
+            echo=request.echo,
+            with_tokens=request.logprobs is not None,
+            min_tokens=request.min_tokens,
+        )
         made.candidates.append(Candidate(made, sequence, sampler, says))
     return made
 
@@ -153,8 +159,9 @@ def _check_size(param: str, text: str, vocabulary: Model, context: int) -> None:
 
 def _check_length(length: int, request: CompletionRequest, context: int) -> None:
     if length > context:
+        what = "prompt" if request.suffix is None else "prompt with its suffix"
         raise ContextLengthExceeded(
-            f"the prompt has {length} tokens; this model's context is {context}: shorten the prompt", param="prompt"
+            f"the {what} has {length} tokens; this model's context is {context}: shorten the {what}", param="prompt"
         )
     if length + request.max_tokens > context:
         raise ContextLengthExceeded(

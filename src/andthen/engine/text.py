@@ -54,11 +54,15 @@ class CandidateText:
         stops: the stop sequences.
         echo: the prompt is shown, so that a character begun there is completed here.
         with_tokens: entries for `logprobs` are wanted.
+        min_tokens: so many tokens complete no stop (as in vLLM, `v1/engine/detokenizer.py`).
     """
 
-    def __init__(self, prompt: PromptText, stops: tuple[str, ...], *, echo: bool, with_tokens: bool) -> None:
+    def __init__(
+        self, prompt: PromptText, stops: tuple[str, ...], *, echo: bool, with_tokens: bool, min_tokens: int = 0
+    ) -> None:
         self._decoder = prompt.decoder.copy() if echo else Utf8Decoder()
         self._scanner = StopScanner(stops) if stops else None
+        self._early_tokens = min_tokens
         self._offsets = prompt.offsets.copy() if with_tokens else None
         self._start = len(prompt.text)
         self._released = 0
@@ -70,7 +74,12 @@ class CandidateText:
         """Takes a token; True if it completes a stop."""
         if self._offsets is not None:
             self._held.append(Token(id, token_text(piece), logprob, self._offsets.feed(piece), top))
-        return self._pass(self._decoder.feed(piece))
+        text = self._decoder.feed(piece)
+        if self._scanner is not None and self._early_tokens:
+            self._early_tokens -= 1
+            self._release(self._scanner.pass_over(text))
+            return False
+        return self._pass(text)
 
     def feed_end(self, id: int, piece: bytes, logprob: float, top: tuple[Alternative, ...] | None) -> None:
         """Takes the token that ended the text: an entry, but no text."""
