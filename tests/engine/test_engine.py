@@ -63,6 +63,16 @@ def test_tokens_after_a_stop_are_neither_shown_nor_counted(asker: Asker) -> None
     assert reply.usage.completion_tokens == complete + 1
 
 
+def test_no_stop_comes_before_the_least_number_of_tokens(asker: Asker) -> None:
+    whole = asker.ask(seed=1, max_tokens=12, logprobs=0)
+    tokens = [token.text for token in whole.only.tokens]
+    fields: dict[str, Any] = {"seed": 1, "max_tokens": 12, "stop": (tokens[0][:2], tokens[6][-1:] + tokens[7][:2])}
+    reply = asker.ask(min_tokens=7, **fields)
+    assert reply.text == whole.text[: whole.text.find(fields["stop"][1], len("".join(tokens[:6])))]
+    assert (reply.only.reason, reply.usage.completion_tokens) == ("stop", 8)
+    assert asker.ask(min_tokens=12, **fields).text == whole.text
+
+
 def test_the_prompt_is_no_place_to_stop(asker: Asker) -> None:
     reply = asker.ask("the end. And", seed=1, echo=True, stop=("end. And",), max_tokens=5)
     assert reply.only.reason == "length"
@@ -79,6 +89,14 @@ def test_a_character_of_several_tokens_comes_whole(asker: Asker) -> None:
         offsets = [token.offset for token in tokens]
         assert offsets == sorted(offsets)
         assert max(offsets) < len(shown)
+
+
+def test_a_character_that_nobody_completes_is_replaced(asker: Asker) -> None:
+    ids = asker_tokens(asker, "é€")[:-1]
+    reply = asker.ask(tuple(ids), max_tokens=0, echo=True, logprobs=0)
+    assert reply.prompts[0].text == asker_text(asker, ids) == "é\ufffd"
+    assert reply.prompts[0].tokens[-1].offset == 1
+    assert asker.ask(tuple(ids), max_tokens=0).prompts[0].text == ""
 
 
 def asker_tokens(asker: Asker, text: str, **fields: Any) -> list[int]:

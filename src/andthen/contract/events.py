@@ -51,7 +51,8 @@ class PromptScored(Struct, frozen=True, array_like=True, tag="prompt"):
     cached_tokens: int = 0
     """How many of them a prefix cache spared."""
     text: str = ""
-    """With `echo`: the prompt's text. A character that the prompt leaves incomplete belongs to the candidates."""
+    """With `echo`: the prompt's text. A character that the prompt leaves incomplete belongs to the candidates, if there
+    are any."""
     tokens: tuple[Token, ...] = ()
     """With `echo` and `logprobs`: the prompt's tokens."""
 

@@ -70,6 +70,9 @@ class PromptJob:
         self._was_read = True
         request = self.job.request
         entries = self.text.entries(self.scores) if request.echo and request.logprobs is not None else ()
+        text = self.text.text
+        if not self.candidates:
+            text += self.text.decoder.flush()  # nobody goes on with a character that the prompt leaves incomplete
         self.scores = []
         self.job.cached_tokens += self.group.cached
         self.job.say(
@@ -77,7 +80,7 @@ class PromptJob:
                 self.index,
                 prompt_tokens=len(self.group.tokens),
                 cached_tokens=self.group.cached,
-                text=self.text.text if request.echo else "",
+                text=text if request.echo else "",
                 tokens=entries,
             )
         )
