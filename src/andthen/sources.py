@@ -90,7 +90,7 @@ class Local:
             self._described = models
             self._deployments = {name: self._deployment(model) for name, model in models.items()}
         if not models:
-            raise EngineRestarted("The engine is starting: send the request again.", retry_after_s=1)
+            raise EngineRestarted("The engine is starting: send the request again.")
         return self._deployments
 
     def _deployment(self, model: ModelInfo) -> Deployment:

@@ -33,19 +33,20 @@ class AndthenError(Exception):
     Args:
         message: what is wrong and what to do about it.
         param: the request's field that is at fault, if one is.
-        retry_after_s: seconds after which another try may succeed; becomes `retry-after`.
+        retry_after_s: seconds after which another try may succeed, if not the usual ones; becomes `retry-after`.
     """
 
     status: ClassVar[int]
     type: ClassVar[str]
     code: ClassVar[str]
     retryable: ClassVar[bool]
+    usual_retry_after_s: ClassVar[int | None] = None
 
     def __init__(self, message: str, *, param: str | None = None, retry_after_s: int | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
-        self.retry_after_s = retry_after_s
+        self.retry_after_s = self.usual_retry_after_s if retry_after_s is None else retry_after_s
 
 
 class CallerError(AndthenError):
@@ -151,6 +152,7 @@ class ServerError(AndthenError):
     type = "overloaded_error"
     status = 503
     retryable = True
+    usual_retry_after_s: ClassVar[int | None] = 1
 
 
 class InternalError(ServerError):
@@ -158,6 +160,7 @@ class InternalError(ServerError):
 
     status = 500
     type = "server_error"
+    usual_retry_after_s = None
     code = "internal_error"
 
 

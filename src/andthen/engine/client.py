@@ -42,7 +42,6 @@ from andthen.engine.messages import (
 CANCEL_WAIT_S = 5.0
 """How long a cancelled job's last count is waited for; the engine looks between two steps."""
 
-_RETRY_AFTER_S = 1
 _RECONNECT_INTERVAL_S = 0.1
 _CREDIT_SHARE = 4
 """Credit is sent in quarters, so that a reader who keeps up never makes the engine wait."""
@@ -316,7 +315,7 @@ class _EngineLink(asyncio.Protocol):
 
 
 def _restarted() -> EngineRestarted:
-    return EngineRestarted("The engine was restarted: send the request again.", retry_after_s=_RETRY_AFTER_S)
+    return EngineRestarted("The engine was restarted: send the request again.")
 
 
 def _told(failed: Failed) -> AndthenError:

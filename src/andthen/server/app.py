@@ -25,7 +25,6 @@ CLIENT_GONE_STATUS = 499
 """In logs and metrics only: the client went away before its reply was complete."""
 
 _ACCOUNT = re.compile(rb"[\w.:-]{1,64}", re.ASCII)
-_RETRY_AFTER_S = 1
 
 _LOG = structlog.get_logger("andthen.server")
 
@@ -165,4 +164,4 @@ def _secret(exchange: Exchange) -> str | None:
 
 
 def _shutting_down() -> ShuttingDown:
-    return ShuttingDown("The server is stopping: send the request again.", retry_after_s=_RETRY_AFTER_S)
+    return ShuttingDown("The server is stopping: send the request again.")

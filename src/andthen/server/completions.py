@@ -36,8 +36,8 @@ async def complete(services: Services, exchange: Exchange) -> None:
             param="Idempotency-Key",
         )
     request = parse(body, services.limits)
-    if request.ignored:
-        exchange.reply_headers.append((b"x-andthen-ignored", _ignored(request.ignored)))
+    if ignored := _ignored(request.ignored):
+        exchange.reply_headers.append((b"x-andthen-ignored", ignored))
     work = prepare(exchange.key_id or "", request, services.local.deployments())
     exchange.model = work.deployment.model
     exchange.reply_headers.append((b"x-andthen-plan", work.plan.header().encode()))
@@ -166,13 +166,12 @@ def _wants_done(exchange: Exchange, settings: ServerSettings) -> bool:
 
 
 def _ignored(names: tuple[str, ...]) -> bytes:
-    """The names, percent-encoded, so that no header can be made of them."""
+    """The names that there is room for, percent-encoded, so that no header can be made of them."""
     kept: list[str] = []
     size = 0
     for name in names[:_IGNORED_NAMES]:
         encoded = quote(name, safe="", errors="replace")
-        size += len(encoded) + 2
-        if size > _IGNORED_BYTES:
-            break
-        kept.append(encoded)
+        if size + len(encoded) + 2 <= _IGNORED_BYTES:
+            size += len(encoded) + 2
+            kept.append(encoded)
     return ", ".join(kept).encode()

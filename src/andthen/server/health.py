@@ -28,7 +28,7 @@ async def readyz(services: Services, exchange: Exchange) -> None:
     if services.stopping:
         raise ShuttingDown("The server is stopping: ask another.")
     if not services.engine.ready:
-        raise EngineRestarted("The engine is not there: try again.", retry_after_s=1)
+        raise EngineRestarted("The engine is not there: try again.")
     await exchange.reply(200, JSON, _OK)
 
 

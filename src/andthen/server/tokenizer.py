@@ -53,7 +53,7 @@ def _model(services: Services, name: str | None) -> ModelInfo:
     """The model of this name; without one the first."""
     models = services.engine.models
     if not models:
-        raise EngineRestarted("The engine is starting: send the request again.", retry_after_s=1)
+        raise EngineRestarted("The engine is starting: send the request again.")
     if name is None:
         return next(iter(models.values()))
     if name not in models:
