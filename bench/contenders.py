@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from andthen.engine.process import ENVIRONMENT
 from bench.clients import Address, ask
 from bench.cpu import family_cpu_s
 from bench.load import Load, Setup
@@ -65,7 +66,7 @@ class _Child:
 def _child(name: str, setup: Setup) -> Iterator[_Child]:
     """One of `bench.inside`. Its libraries wait at barriers without spinning, as the engine's process does."""
     command = [sys.executable, "-m", "bench.inside", name, msgspec.json.encode(setup).decode()]
-    environment = os.environ | {"GOMP_SPINCOUNT": "0"}
+    environment = os.environ | ENVIRONMENT
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:

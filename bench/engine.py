@@ -134,8 +134,8 @@ class About(Struct, frozen=True):
 
 LEGEND = """\
 - **bare loop**: `llama_decode` in whole batches over one shared pool of cells, and nothing else: no sampling.
-- **bare loop in streams**: the same with the layout that the engine uses for a deterministic model, which is cells of
-  its own for each sequence and no row computed alone.
+- **bare loop in streams**: the same with the layout that the engine uses: cells of its own for each sequence, and for
+  a deterministic model no row computed alone.
 - **engine**: our engine's loop, in the measuring process, giving out each token as it comes.
 - **server**: `andthen serve` with all that is on by default, over HTTP on loopback.
 - **llama-server**: that of the same wheel (`xllamacpp.Server`), with as many slots, its prompt cache off and

@@ -81,23 +81,24 @@ class _Bare:
 
     Args:
         setup: of the model.
-        streams: the pool, the slices and the neighbours are those of a deterministic model in the engine (see
-            `andthen.engine.batches`); else one shared pool and whole batches.
+        streams: the pool, and if the model is deterministic the slices and the neighbours too, are those that the
+            engine uses for it (see `andthen.engine.batches`); else one shared pool and whole batches.
     """
 
     def __init__(self, setup: Setup, *, streams: bool) -> None:
         from andthen.engine.batches import SLICE_TOKENS
         from andthen.engine.llama import Batch, Context, Model
 
-        bounds = setup.known().bounds
-        self._streams = streams
+        known = setup.known()
+        bounds = known.bounds
+        self._exact = streams and known.exact
         self._batch = Batch(BATCH_TOKENS)
         self._context = Context(
             Model(setup.path),
             cells=bounds.cells,
             sequences=bounds.ids if streams else SLOTS,
             batch_tokens=BATCH_TOKENS,
-            slice_tokens=SLICE_TOKENS if streams else 0,
+            slice_tokens=SLICE_TOKENS if self._exact else 0,
             streams=streams,
             threads=setup.threads,
         )
@@ -113,8 +114,8 @@ class _Bare:
 
     def _read(self, prompts: np.ndarray) -> None:
         positions = np.arange(PROMPT_TOKENS)
-        together = 1 if self._streams else BATCH_TOKENS // PROMPT_TOKENS
-        last = positions >= PROMPT_TOKENS - 1 - self._streams
+        together = 1 if self._exact else BATCH_TOKENS // PROMPT_TOKENS
+        last = positions >= PROMPT_TOKENS - 1 - self._exact
         for first in range(0, len(prompts), together):
             part = prompts[first : first + together]
             ids = np.repeat(np.arange(first, first + len(part)), PROMPT_TOKENS)
@@ -125,7 +126,7 @@ class _Bare:
         count = batch.count = len(tokens)
         batch.tokens[:count], batch.positions[:count] = tokens, positions
         batch.sequences[:count], batch.wanted[:count] = ids, wanted
-        alone = self._streams and count == 1
+        alone = self._exact and count == 1
         if alone:
             batch.count = 2
             batch.tokens[1], batch.positions[1], batch.sequences[1], batch.wanted[1] = tokens[0], positions + 1, 0, 1

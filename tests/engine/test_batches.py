@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from andthen.engine.batches import SLICE_TOKENS, Layout, decoding, reading, shared
+from andthen.engine.batches import SLICE_TOKENS, Layout, decoding, reading, whole
 from andthen.engine.scheduler import Read
 from andthen.engine.sequence import Group, Sequence
 
@@ -74,10 +74,10 @@ def test_reads_are_never_alone(stop: int, start: int, scored: bool) -> None:
     assert positions == (list(range(start, stop)) if scored else [999] if stop == 1000 else [])
 
 
-def test_a_shared_pool_takes_the_whole_step_at_once() -> None:
+def test_a_step_that_need_not_be_exact_is_one_batch() -> None:
     group = Group("a", np.arange(70, dtype=np.int32), max_tokens=20, candidates=1)
     group.trunk = 9
-    layout = shared([sequence(3, 4, 2)], [Read(group, 60, 70)])
+    layout = whole([sequence(3, 4, 2)], [Read(group, 60, 70)])
     assert layout.ids == [3] + [9] * 10
     assert layout.positions == [5, *range(60, 70)]
     assert layout.wanted == [1] + [0] * 9 + [1]

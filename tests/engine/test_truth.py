@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from andthen.contract.request import CompletionRequest
-from tests.engine.asking import Asker, Plain, request
+from andthen.engine.settings import EngineSettings, ModelSettings
+from tests.engine.asking import MODEL, SHIPPED, Asker, Plain, asking, request
 
 WORDS = (
     "once upon a time there was little old king who had three sons and the youngest said I will go into wood "
@@ -106,3 +109,18 @@ def test_best_of_keeps_the_most_probable(asker: Asker) -> None:
     assert best.texts == [every.texts[number] for number in order[:2]]
     assert best.usage.completion_tokens == every.usage.completion_tokens
     assert best.usage.prompt_tokens == every.usage.prompt_tokens
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [{"cells": 4096}, {}, {"deterministic": True}],
+    ids=["shared pool", "streams", "streams, exact"],
+)
+def test_every_layout_of_the_pool_says_the_same(plain: Plain, layout: dict[str, Any]) -> None:
+    models = {MODEL: ModelSettings(path=str(SHIPPED), **layout)}
+    asked = [request(prompt, temperature=0.7, seed=seed, max_tokens=30) for seed, prompt in enumerate(prompts(16))]
+    with asking(EngineSettings(models=models)) as asker:
+        for _ in range(2):  # the second time with cached prefixes
+            for one, reply in zip(asked, asker.together(asked), strict=True):
+                drawn, gaps = plain.draw(plain.tokens(str(one.prompts[0])), one, seed=one.seed or 0)
+                assert_same_text(reply.text, plain.text(drawn), gaps)

@@ -2,17 +2,17 @@
 
 Pure. There are two layouts of the key-value pool:
 
-    shared    One pool of cells for all sequences. A step is one batch. Rows attend over the cells of everybody's
-              that lie below the highest in use, and in the order in which they lie: an order that others decide.
+    shared    One pool of cells for all sequences. Rows look at the cells of everybody that lie below the highest in
+              use, and attend in the order in which they lie: an order that others decide.
     streams   A stretch of cells for each sequence. Nobody's cells lie among another's, so a row's attention depends
-              on its own sequence alone.
+              on its own sequence alone, and costs no look at the others.
 
-With streams a row's logits can be made the same, bit for bit, in any company. llama.cpp (read in its
-ggml-cpu/ops.cpp, llama-batch.cpp and llamafile/sgemm.cpp; measured November 2026) computes a slice of one row by
-other kernels than one of several, attention from 64 rows on by another again, and the last layer for the wanted rows
-only. So slices are kept between 2 and 63 rows and never have exactly one wanted row: a row that would be alone gets a
-neighbour, whose logits nobody reads and whose cell is given back. llama.cpp makes a slice of sequences whose ids
-follow each other and which have equally many tokens in the batch.
+A step is one batch, unless it is to be exact: with streams a row's logits can be made the same, bit for bit, in any
+company. llama.cpp (read in its ggml-cpu/ops.cpp, llama-batch.cpp and llamafile/sgemm.cpp; measured November 2026)
+computes a slice of one row by other kernels than one of several, attention from 64 rows on by another again, and the
+last layer for the wanted rows only. So slices are kept between 2 and 63 rows and never have exactly one wanted row: a
+row that would be alone gets a neighbour, whose logits nobody reads and whose cell is given back. llama.cpp makes a
+slice of sequences whose ids follow each other and which have equally many tokens in the batch.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Layout(Struct):
         self.wanted.append(wanted)
 
 
-def shared(decodes: list[Sequence], reads: list[Read]) -> Layout:
+def whole(decodes: list[Sequence], reads: list[Read]) -> Layout:
     """One batch for the whole step: decodes first, then reads."""
     layout = Layout(
         [sequence.chosen[sequence.decoded - 1] for sequence in decodes],
@@ -66,7 +66,7 @@ def shared(decodes: list[Sequence], reads: list[Read]) -> Layout:
 
 
 def decoding(decodes: list[Sequence]) -> Layout:
-    """With streams: the batch of all decodes, which are in the order of their ids."""
+    """Exact: the batch of all decodes, which are in the order of their ids."""
     layout = Layout()
     ids = [sequence.id for sequence in decodes]
     breaks = [True, *(right != left + 1 for left, right in pairwise(ids)), True]
@@ -84,7 +84,7 @@ def decoding(decodes: list[Sequence]) -> Layout:
 
 
 def reading(read: Read, context: int) -> Layout:
-    """With streams: the batch of one prompt's tokens.
+    """Exact: the batch of one prompt's tokens.
 
     Args:
         read: the prompt and which of its tokens.

@@ -52,8 +52,9 @@ class Known:
         own = self.vocabulary.context
         self.context = min(settings.context or own, own)
         per_cell = max(1, self.vocabulary.bytes_per_cell)
-        self.streams = settings.deterministic and self.vocabulary.rewinds
-        """Whether each sequence has its own cells: what makes its text independent of the others'."""
+        self.exact = settings.deterministic and self.vocabulary.rewinds
+        roomy = _POOL_STREAMS * _up(self.context, _STREAM_STEP) * per_cell <= _POOL_BYTES and not settings.cells
+        self.streams = self.exact or (roomy and self.vocabulary.rewinds)
         if self.streams:
             self.bounds = self._stream_bounds(per_cell, max_sequences, batch_tokens)
         else:
@@ -73,11 +74,11 @@ class Known:
         )
 
     def _stream_bounds(self, per_cell: int, max_sequences: int, batch_tokens: int) -> Bounds:
-        own = -(-self.context // _STREAM_STEP) * _STREAM_STEP
+        own = _up(self.context, _STREAM_STEP)
         wanted = self.settings.cells // own or min(_POOL_STREAMS, _POOL_BYTES // (per_cell * own))
         streams = max(_LEAST_STREAMS, min(wanted, _MAX_IDS))
         cached = streams // 6
-        running = min(max_sequences, streams - cached, SLICE_TOKENS)
+        running = min(max_sequences, streams - cached, SLICE_TOKENS if self.exact else streams)
         return Bounds(
             cells=streams * own,
             ids=streams,
@@ -100,7 +101,7 @@ class Known:
             parameters=model.parameters,
             size_bytes=Path(self.settings.path).stat().st_size,
             fill_in_the_middle=model.fill_in_the_middle is not None,
-            deterministic=self.streams,
+            deterministic=self.exact,
             fingerprint=f"{model.lib.build.replace(' ', '-')}+{_file_hash(Path(self.settings.path))}",
             add_bos=model.add_bos,
             description=model.description,
@@ -248,13 +249,18 @@ class Models:
     def _load(self, known: Known) -> Runner:
         try:
             model = Model(known.settings.path, gpu_layers=known.settings.gpu_layers)
-            options = Options(known.bounds, known.context, self._threads, streams=known.streams)
+            options = Options(known.bounds, known.context, self._threads, streams=known.streams, exact=known.exact)
             runner = Runner(model, known.vocabulary, options, self._fail, self._give_out)
         except LlamaError as error:
             _LOG.error("model_not_loaded", model=known.name, reason=str(error))
             raise InternalError(f"{known.name} can't be loaded; the server's log says why") from error
         _LOG.info("model_loaded", model=known.name, cells=known.bounds.cells, bytes=known.bytes_needed)
         return runner
+
+
+def _up(number: int, step: int) -> int:
+    """The next multiple of `step`."""
+    return -(-number // step) * step
 
 
 def _file_hash(path: Path) -> str:

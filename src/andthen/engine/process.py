@@ -66,7 +66,7 @@ class RunsJobs(Protocol):
         """Makes `run` return, from any thread."""
 
 
-_ENVIRONMENT = {
+ENVIRONMENT = {
     # Spinning at OpenMP's barriers ruins decoding whenever another process wants a core. Read when libgomp loads.
     "GOMP_SPINCOUNT": "0",
     # A failed assertion in ggml else starts a debugger and prints a trace for seconds before the process ends.
@@ -76,6 +76,7 @@ _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
 }
+"""What has to be said before the process starts."""
 
 
 class Boot(Struct, frozen=True):
@@ -89,7 +90,7 @@ class Boot(Struct, frozen=True):
 
 def spawn(boot: Boot, command: tuple[str, ...] = COMMAND) -> subprocess.Popen[bytes]:
     """Starts an engine process. It stops when the returned process's `stdin` is closed."""
-    return child.spawn(command, boot, descriptors=[boot.listening_fd], environment=_ENVIRONMENT)
+    return child.spawn(command, boot, descriptors=[boot.listening_fd], environment=ENVIRONMENT)
 
 
 class _Switchboard:

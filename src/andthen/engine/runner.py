@@ -44,13 +44,15 @@ class Options(Struct, frozen=True):
         bounds: of its pool.
         context: its longest sequence, in tokens.
         threads: that compute.
-        streams: lay the pool out so that a row's logits are the same in any company: see `batches`.
+        streams: each sequence has cells of its own.
+        exact: with streams, lay the batches out so that a row's logits are the same in any company: see `batches`.
     """
 
     bounds: Bounds
     context: int
     threads: int
     streams: bool = False
+    exact: bool = False
 
 
 class Counts(Struct):
@@ -119,7 +121,7 @@ class Runner:
             cells=bounds.cells,
             sequences=bounds.ids,
             batch_tokens=bounds.batch_tokens + bounds.running,  # so that every row can have a neighbour
-            slice_tokens=SLICE_TOKENS if options.streams else 0,
+            slice_tokens=SLICE_TOKENS if options.exact else 0,
             streams=options.streams,
             threads=options.threads,
         )
@@ -230,8 +232,8 @@ class Runner:
         """The step's batches; the last one's logits need not be copied, so it is the decodes."""
         if not step.tokens:
             return []
-        if not self._options.streams:
-            return [batches.shared(step.decodes, step.reads)]
+        if not self._options.exact:
+            return [batches.whole(step.decodes, step.reads)]
         layouts = [batches.reading(read, self._options.context) for read in step.reads]
         return [*layouts, batches.decoding(step.decodes)] if step.decodes else layouts
 
@@ -300,7 +302,7 @@ class Runner:
     def _take_logits(self, step: Step, logits: list[LogitArray]) -> LogitArray:
         """Leaves what the reads brought to be settled; returns the rows of the decodes."""
         nothing = np.empty((0, self.model.vocab_size), np.float32)
-        if not self._options.streams:
+        if not self._options.exact:
             whole = logits[0] if logits else nothing
             self._take_reads(step, whole[len(step.decodes) :])
             return whole[: len(step.decodes)]

@@ -15,8 +15,8 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
     context: Annotated[int, Meta(ge=0)] = 0
     """Longest sequence in tokens; 0 takes the model's own."""
     cells: Annotated[int, Meta(ge=0)] = 0
-    """Tokens that the key-value pool holds for all sequences together; 0 chooses 32 contexts (48 if deterministic), or
-    as many as fit into 2 GiB."""
+    """Tokens that the key-value pool holds for all sequences together; 0 chooses 48 contexts if
+    they fit into 2 GiB, each for one sequence; else as many as fit, at most 32, shared by all."""
     gpu_layers: int = 0
     """Layers to place on a GPU where the library has one; −1 is all."""
     deterministic: bool = False
