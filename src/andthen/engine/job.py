@@ -112,26 +112,32 @@ class Job:
         self._outbox = outbox
         self._events: list[Event] = []
         self._begun = False
+        self._announced = False
         self.cached_tokens = 0
         self.over = False
         self.ahead = 0
         """Generated tokens given out that its reader has not taken."""
 
     def say(self, event: Event) -> None:
-        if not self._events and self not in self._outbox:
-            self._outbox.append(self)
+        self._announce()
         self._events.append(event)
 
     def begin(self) -> None:
         """Its turn has come: told at once, by giving out no events."""
         if not self._begun:
             self._begun = True
-            self._outbox.append(self)
+            self._announce()
 
     def take(self) -> list[Event]:
         """The events not yet given out."""
+        self._announced = False
         events, self._events = self._events, []
         return events
+
+    def _announce(self) -> None:
+        if not self._announced:
+            self._announced = True
+            self._outbox.append(self)
 
     @property
     def scored(self) -> bool:
