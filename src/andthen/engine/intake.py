@@ -117,7 +117,7 @@ def _infill(
 ) -> tuple[list[int], list[int] | tuple[int, ...]]:
     """Prefix, suffix, middle: the order in which models learn to fill in (Bavarian et al. 2022, arXiv:2207.14255)."""
     if vocabulary.fill_in_the_middle is None:
-        raise UnsupportedParameter("this model has no fill-in-the-middle tokens; leave suffix out", param="suffix")
+        raise UnsupportedParameter("This model has no fill-in-the-middle tokens: leave `suffix` out.", param="suffix")
     before, after, middle = vocabulary.fill_in_the_middle
     prefix: list[int] | tuple[int, ...]
     if isinstance(prompt, str):
@@ -135,7 +135,7 @@ def _infill(
 def _document_start(vocabulary: Model) -> list[int]:
     start = vocabulary.bos if vocabulary.bos is not None else vocabulary.eos
     if start is None:
-        raise InternalError("this model has no token that starts a document; send a prompt that is not empty")
+        raise InternalError("This model has no token that starts a document: send a prompt that is not empty.")
     return [start]
 
 
@@ -143,7 +143,8 @@ def _check_ids(param: str, ids: Iterable[int], vocabulary: Model) -> None:
     strange = next((id for id in ids if not 0 <= id < vocabulary.vocab_size), None)
     if strange is not None:
         raise BadRequest(
-            f"token id {strange} is outside this model's vocabulary: ids are 0 to {vocabulary.vocab_size - 1}",
+            f"`{param}` has token id {strange}, which is outside this model's vocabulary: ids are 0 to "
+            f"{vocabulary.vocab_size - 1}.",
             param=param,
         )
 
@@ -153,19 +154,19 @@ def _check_size(param: str, text: str, vocabulary: Model, context: int) -> None:
     least = len(text.encode()) // vocabulary.longest_piece
     if least > context:
         raise ContextLengthExceeded(
-            f"{param} has at least {least} tokens; this model's context is {context}: shorten {param}", param=param
+            f"`{param}` has at least {least} tokens, and this model's context is {context}: shorten it.", param=param
         )
 
 
 def _check_length(length: int, request: CompletionRequest, context: int) -> None:
     if length > context:
-        what = "prompt" if request.suffix is None else "prompt with its suffix"
+        what = "The prompt" if request.suffix is None else "The prompt with its suffix"
         raise ContextLengthExceeded(
-            f"the {what} has {length} tokens; this model's context is {context}: shorten the {what}", param="prompt"
+            f"{what} has {length} tokens, and this model's context is {context}: shorten it.", param="prompt"
         )
     if length + request.max_tokens > context:
         raise ContextLengthExceeded(
-            f"the prompt's {length} tokens and max_tokens {request.max_tokens} are more than this model's context of "
-            f"{context}: max_tokens can be at most {context - length}",
+            f"The prompt's {length} tokens and {request.max_tokens} more are beyond this model's context of {context}: "
+            f"`max_tokens` can be at most {context - length}.",
             param="max_tokens",
         )

@@ -165,7 +165,7 @@ class Engine:
     def _enlist(self, link: int, submit: Submit) -> None:
         if len(self._waiting) >= self._settings.max_waiting:
             full = NoCapacity(
-                f"{self._settings.max_waiting} requests wait for the engine already; try again later",
+                f"{self._settings.max_waiting} requests wait for the engine already: try again later.",
                 retry_after_s=_FULL_RETRY_AFTER_S,
             )
             self._emit([(link, _failed(submit.job, full))])
@@ -241,7 +241,8 @@ class Engine:
                 self._refuse(link, question, error)
             except Exception:
                 _LOG.exception("engine_intake_failed", question=type(question).__name__)
-                self._refuse(link, question, InternalError("the engine could not take this request; its log says why"))
+                unexpected = InternalError("The engine could not take this request: the server's log says why.")
+                self._refuse(link, question, unexpected)
 
     def _prepare(self, link: int, question: Question) -> None:
         match question:

@@ -153,14 +153,14 @@ class Models:
         name = name or next(iter(self._settings.models), "")
         settings = self._settings.models.get(name)
         if settings is None:
-            raise ModelNotFound("this server has no local model of that name; GET /v1/models lists what it has")
+            raise ModelNotFound("There is no such local model: `GET /v1/models` lists the names.")
         with self._knowing:
             if name not in self._known:
                 try:
                     self._known[name] = Known(name, settings, self._settings.max_sequences, self._settings.batch_tokens)
                 except (LlamaError, OSError) as error:
                     _LOG.error("model_unreadable", model=name, reason=str(error))
-                    raise InternalError(f"{name} can't be read; the server's log says why") from error
+                    raise InternalError(f"{name} can't be read: the server's log says why.") from error
             return self._known[name]
 
     def describe(self) -> list[ModelInfo]:
@@ -226,8 +226,8 @@ class Models:
         """Takes idle models out of the list until the new one fits; they are to be closed."""
         if known.bytes_needed > self._bound:
             raise NoCapacity(
-                f"{known.name} needs {known.bytes_needed} bytes and engine.memory_bytes is {self._bound}: "
-                "raise the setting or give the model fewer cells"
+                f"{known.name} needs {known.bytes_needed} bytes, and `engine.memory_bytes` is {self._bound}: raise the "
+                "setting or give the model fewer cells."
             )
         leaving = []
         in_use = [self._known[name].bytes_needed for name in [*self._loaded, *self._loading]]
@@ -235,7 +235,7 @@ class Models:
         idle = [name for name in self._loaded if self._pins[name] == 0]
         if free + sum(self._known[name].bytes_needed for name in idle) < known.bytes_needed:
             raise NoCapacity(
-                f"{known.name} does not fit beside the models that are at work; try again later",
+                f"{known.name} does not fit beside the models that are at work: try again later.",
                 retry_after_s=_LOAD_RETRY_AFTER_S,
             )
         for name in idle:
@@ -253,7 +253,7 @@ class Models:
             runner = Runner(model, known.vocabulary, options, self._fail, self._give_out)
         except LlamaError as error:
             _LOG.error("model_not_loaded", model=known.name, reason=str(error))
-            raise InternalError(f"{known.name} can't be loaded; the server's log says why") from error
+            raise InternalError(f"{known.name} can't be loaded: the server's log says why.") from error
         _LOG.info("model_loaded", model=known.name, cells=known.bounds.cells, bytes=known.bytes_needed)
         return runner
 

@@ -209,7 +209,7 @@ class Runner:
             with contextlib.suppress(LlamaError):
                 self._await_decode()
         for job in list(self.jobs):
-            self._fail(job, InternalError("the engine could not compute this request; the server's log says why"))
+            self._fail(job, InternalError("The engine could not compute this request: the server's log says why."))
         self._unsettled.clear()
         self._kept = None
         self.jobs.clear()
