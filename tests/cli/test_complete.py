@@ -92,6 +92,7 @@ def test_a_model_file_can_be_named(tmp_path: Path) -> None:
         (["x", "--logprobs", "1"], "add --json"),
         (["x", "--model", "nothing"], "local/nothing is not configured: `andthen models` lists the models"),
         (["x", "--model", "a=/no/where"], "/no/where can't be read"),
+        (["x", "--model", "/no/where.gguf"], "a file needs a name: --model NAME=/no/where.gguf"),
         (["x", "--response-format", '{"type": "json_object"}'], "`response_format` is not taken by local/tale"),
         (["x", "--max-tokens", "100000"], "context"),
         (["x", "--prompt-json", "[1]"], "Give a PROMPT"),

@@ -92,12 +92,28 @@ def test_a_wrong_setting_is_exit_code_2(tmp_path: Path) -> None:
     )
 
 
-def test_output_that_nobody_reads_is_no_traceback(tmp_path: Path) -> None:
-    command = f"{shlex.quote(str(ANDTHEN))} complete --help | true"
+@pytest.mark.parametrize("arguments", ["complete --help", "complete x --json"])
+def test_output_that_nobody_reads_is_no_traceback(tmp_path: Path, arguments: str) -> None:
+    command = f"{shlex.quote(str(ANDTHEN))} {arguments} | true"
     done = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, env=environment(tmp_path), check=False
+        ["bash", "-c", command],
+        capture_output=True,
+        text=True,
+        env=environment(tmp_path, PYTHONUNBUFFERED=""),
+        check=False,
     )
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["models"], ["complete", "x", "--json"], ["complete", "x"]])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_finds_no_room_is_no_traceback(tmp_path: Path, arguments: list[str], unbuffered: str) -> None:
+    variables = environment(tmp_path, PYTHONUNBUFFERED=unbuffered)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [ANDTHEN, *arguments], stdout=full, stderr=subprocess.PIPE, text=True, env=variables, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "Error: [Errno 28] No space left on device\n")
 
 
 def test_the_page_tells_every_command_and_every_exit_code() -> None:

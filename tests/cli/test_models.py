@@ -96,6 +96,16 @@ def test_a_model_tells_what_it_takes(tmp_path: Path) -> None:
     assert row["parameters"]["n"] == {"support": "native", "minimum": 1, "maximum": 128}
 
 
+def test_a_damaged_file_is_told_without_a_traceback(tmp_path: Path) -> None:
+    (tmp_path / "cut.gguf").write_bytes(GGUF.read_bytes()[:-10_000])
+    (tmp_path / "andthen.toml").write_text("[models.'local/cut']\npath = 'cut.gguf'\n")
+    for arguments in (["models", "cut"], ["complete", "x", "--model", "cut"]):
+        done = run(tmp_path, *arguments)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert "corrupted or incomplete" in done.stderr
+        assert done.stderr.endswith("Error: local/cut can't be read, as told above: mend or replace its file\n")
+
+
 def test_an_unknown_model_is_exit_code_2(tmp_path: Path) -> None:
     done = run(tmp_path, "models", "local/nothing")
     assert (done.returncode, done.stdout) == (2, "")

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -60,11 +61,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs a command and exits with one of `EXIT_CODES`."""
     try:
         code = andthen.main(arguments, prog_name="andthen", standalone_mode=False)
+        if sys.stdout:
+            sys.stdout.flush()  # here, where a failure can be told
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except (click.Abort, KeyboardInterrupt):
         code = INTERRUPTED
+    except OSError as error:  # standard output's: a full disk, or nobody who reads
+        code = FAILED
+        if not isinstance(error, BrokenPipeError):
+            click.echo(f"Error: {error}", err=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # the interpreter would fail at the rest once more
     except Exception as error:
         code = _code(error)
         click.echo(f"Error: {error}", err=True)

@@ -52,7 +52,7 @@ def _field_options(command: _Command) -> _Command:
 
 def _option(field: Field) -> Callable[[_Command], _Command]:
     name = field.name.replace("_", "-")
-    flags = [f"-{name}"] if len(name) == 1 else [f"--{name}"]
+    flags = [f"-{name}", f"--{name}"] if len(name) == 1 else [f"--{name}"]
     kinds = [field.shape.schema.get("type"), *(one.get("type") for one in field.shape.schema.get("anyOf", ()))]
     about: dict[str, Any] = {"help": field.text, "default": None}
     if "boolean" in kinds:
@@ -74,7 +74,11 @@ def _option(field: Field) -> Callable[[_Command], _Command]:
 @click.command()
 @click.argument("prompts", metavar="PROMPT...", nargs=-1)
 @click.option("--prompt-json", type=_Json(), metavar="JSON", help="The prompt as a request has it, such as [1, 2, 3].")
-@click.option("--model", metavar="NAME[=PATH]", help="A configured model, or any GGUF file. [default: the shipped one]")
+@click.option(
+    "--model",
+    metavar="NAME[=PATH]",
+    help="A configured model, or any GGUF file under a name of yours. [default: the shipped one]",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the response, or with --stream its events.")
 @config_option
 @_field_options
@@ -114,6 +118,8 @@ def _model_name(model: str | None, config: Config) -> str:
     name = model.partition("=")[0]
     name = name if "/" in name else f"local/{name}"
     if name not in config.engine.models:
+        if "=" not in model and (model.endswith(".gguf") or Path(model).is_file()):
+            raise click.BadParameter(f"a file needs a name: --model NAME={model}", param_hint="--model")
         raise click.BadParameter(f"{name} is not configured: `andthen models` lists the models.", param_hint="--model")
     return name
 
@@ -128,19 +134,19 @@ def _text(prompt: str) -> str:
 
 
 def _run(body: str, config: Config, *, as_json: bool) -> None:
-    from andthen.cli.local import running
+    from andthen.cli.local import named, running
     from andthen.contract.request import parse
     from andthen.plan.plan import plan
     from andthen.sources import abilities
 
     request = parse(body.encode(), config.limits)
     with running(config) as engine:
-        models = {model.name: model for model in engine.describe()}
-        rows = [abilities(model, config.limits) for model in models.values()]
-        plan(request, next(row for row in rows if row.model == request.model), rows)
+        models = engine.describe()
+        model = named(models, request.model)
+        plan(request, abilities(model, config.limits), [abilities(other, config.limits) for other in models])
         events = engine.complete(request)
         if as_json:
-            _print_json(request, _head(request.model, models[request.model].fingerprint), events)
+            _print_json(request, _head(model.name, model.fingerprint), events)
         else:
             _print_text(request, events)
 

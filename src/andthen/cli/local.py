@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import TypeVar
@@ -56,6 +56,14 @@ class LocalEngine:
         if not isinstance(answer, kind):
             raise InternalError(f"the engine ended: {answer}")
         return answer
+
+
+def named(models: Iterable[ModelInfo], name: str) -> ModelInfo:
+    """The one of `describe`'s models that has this name. Raises `InternalError` where its file can't be read."""
+    for model in models:
+        if model.name == name:
+            return model
+    raise InternalError(f"{name} can't be read, as told above: mend or replace its file")
 
 
 @contextmanager

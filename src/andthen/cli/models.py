@@ -59,20 +59,22 @@ def show(config_file: Path | None, name: str, as_json: bool) -> None:
     """Tell what a model takes: each parameter natively, emulated or refused, and why."""
     import json
 
+    from andthen.cli.local import named
     from andthen.sources import abilities
 
     config = settings(config_file)
     name = name if "/" in name else f"local/{name}"
     if name not in config.engine.models:
         raise click.UsageError(f"{name} is not configured: `andthen models` lists the models.")
-    model = next(model for model in _described(config) if model.name == name)
+    model = named(_described(config), name)
     row = abilities(model, config.limits).row()
     if as_json:
         click.echo(json.dumps({"name": name} | row, indent=2))
         return
     facts = {
         "name": name,
-        "about": model.description,
+        "about": model.description.replace(" ?B", ""),  # so llama.cpp writes a size it has no name for
+        "parameters": f"{model.parameters:,}",
         "context": f"{model.context:,} tokens",
         "vocabulary": f"{model.vocab_size:,} tokens",
         "deterministic": "yes" if model.deterministic else "no",
