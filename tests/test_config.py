@@ -83,6 +83,7 @@ FILE_ERRORS = {
     "no TOML": ("[server]\nport = \n", r"andthen\.toml: Invalid value \(at line 2, column 8\)"),
     "a model's name without quotes": ("[models.local/x]\n", r'at line 1.*write|\[models\."local/NAME"\]'),
     "unknown section": ("\n[serve]\n", r"line 2: there is no section \[serve\]\. Did you mean `server`\?"),
+    "a setting outside of its section": ("port = 1\n", r"line 1: `port` is a setting of \[server\]: write it below"),
     "unknown setting": ("[server]\n\nprot = 1\n", r"line 3: \[server\] has no setting `prot`\. Did you mean `port`\?"),
     "nothing like it": ("[logs]\nzzz = 1\n", r"line 2: .*`zzz`\. There are: format, level\."),
     "a section that is none": ("server = 1\n", r"line 1: `server` is a table: write \[server\]"),
@@ -169,6 +170,12 @@ def test_a_file_that_is_not_utf8_is_told(environ: dict[str, str], home: Path) ->
     (home / "andthen.toml").write_bytes(b"\xff")
     with pytest.raises(ConfigError, match="not UTF-8"):
         load(environ)
+
+
+def test_a_setting_is_checked_also_where_another_is_above_it(environ: dict[str, str], home: Path) -> None:
+    write(home, "[server]\nport = 'x'\n")
+    with pytest.raises(ConfigError, match="line 2: "):
+        load(environ | {"ANDTHEN_SERVER_PORT": "1"}, options={("server", "port"): 2})
 
 
 def test_a_bad_option_is_told(environ: dict[str, str]) -> None:

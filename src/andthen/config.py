@@ -105,7 +105,7 @@ def load(
     settings = _SettingsFile.find(file, environ, home)
     for name in settings.table:
         if name not in SECTIONS and name != "models":
-            raise settings.error([name], f"there is no section [{name}]. {_near(name, [*SECTIONS, 'models'])}")
+            raise settings.error([name], _no_section(name))
     sections = {name: _section(name, kind, settings, environ, options or {}) for name, kind in SECTIONS.items()}
     found = msgspec.structs.replace(sections["engine"], models=_models(settings, models))
     return Config(
@@ -184,6 +184,13 @@ def _at(table: object, keys: Sequence[str]) -> object:
     return table
 
 
+def _no_section(name: str) -> str:
+    homes = [f"[{section}]" for section, kind in SECTIONS.items() if name in setting_types(kind)]
+    if homes:
+        return f"`{name}` is a setting of {' and of '.join(homes)}: write it below that line"
+    return f"there is no section [{name}]. {_near(name, [*SECTIONS, 'models'])}"
+
+
 def _section(
     section: str,
     kind: type[Struct],
@@ -201,12 +208,12 @@ def _section(
     given: dict[str, object] = {}
     for name, wanted in types.items():
         variable = variable_name(section, name)
+        if name in table:
+            given[name] = file.checked((section, name), f"[{section}] {name}", wanted)
+        if text := environ.get(variable):
+            given[name] = _parsed(text, wanted, variable)
         if (value := options.get((section, name))) is not None:
             given[name] = _option(value, wanted, name)
-        elif text := environ.get(variable):
-            given[name] = _parsed(text, wanted, variable)
-        elif name in table:
-            given[name] = file.checked((section, name), f"[{section}] {name}", wanted)
     return kind(**given)
 
 
