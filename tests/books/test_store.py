@@ -177,7 +177,7 @@ def test_a_folder_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 def test_a_file_that_is_no_database_is_told(path: Path) -> None:
     path.parent.mkdir()
     path.write_text("not a database" * 100)
-    with pytest.raises(StoreUnavailable, match=r"andthen\.db can't be used: file is not a database"):
+    with pytest.raises(StoreUnavailable, match=r"andthen\.db can't be used: file is not a database.* set ANDTHEN_HOME"):
         open_sqlite(path)
 
 

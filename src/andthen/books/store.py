@@ -210,7 +210,10 @@ class SqlStore:
         try:
             yield
         except sa.exc.DBAPIError as error:
-            raise StoreUnavailable(f"the database {self._place} can't be used: {error.orig}") from error
+            raise StoreUnavailable(
+                f"the database {self._place} can't be used: {error.orig}. See that it is whole and can be"
+                " written, or set ANDTHEN_HOME to another folder"
+            ) from error
         except sa.exc.SQLAlchemyError as error:
             raise StoreUnavailable(f"the database {self._place} can't be used: {error}") from error
 
