@@ -154,4 +154,5 @@ def test_the_line_to_paste_is_one_shell_command() -> None:
     for key in ("at-x", None):
         (line,) = [line for line in banner("http://[::1]:1", "local/tale", key).splitlines() if line.startswith("curl")]
         assert shlex.split(line)[-1] == '{"model": "local/tale", "prompt": "Once upon a time", "max_tokens": 64}'
+    assert "other addresses" in banner("http://127.0.0.1:8001", "local/tale", None, open_to_all=True)
     assert re.search("port 8000 is taken", banner("http://127.0.0.1:8001", "local/tale", None, moved=True))

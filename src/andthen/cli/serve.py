@@ -59,11 +59,14 @@ def serve(
         ):
             address = listening.getsockname()
             moved = config.server.port is None and address[1] != FIRST_PORT
+            open_to_all = address[0] in _ANYWHERE
 
             def say() -> None:
                 issued = store.create_first_key()
                 secret = issued.secret if issued else None
-                text = banner(_url(address[0], address[1]), default_model(config), secret, moved=moved)
+                text = banner(
+                    _url(address[0], address[1]), default_model(config), secret, moved=moved, open_to_all=open_to_all
+                )
                 with contextlib.suppress(OSError):  # who closed stdout does not want it
                     click.echo(text)
 
@@ -72,19 +75,23 @@ def serve(
         raise click.ClickException(str(error)) from error
 
 
-def banner(url: str, model: str, first_key: str | None, *, moved: bool = False) -> str:
+def banner(url: str, model: str, first_key: str | None, *, moved: bool = False, open_to_all: bool = False) -> str:
     """What is printed once the server serves, with a curl command on a line of its own.
 
     Args:
         first_key: the key that this start made, to be shown this once.
         moved: whether the usual port was taken.
+        open_to_all: whether it listens on all of the machine's addresses.
     """
     body = json.dumps({"model": model, "prompt": "Once upon a time", "max_tokens": 64})
     key = f"'x-api-key: {first_key}'" if first_key else '"x-api-key: $KEY"'
     made = f"{_command()} keys create --name NAME"
+    note = " (port 8000 is taken)" if moved else ""
+    if open_to_all:
+        note += ", and at this machine's other addresses"
     return "\n".join(
         [
-            f"andthen {__version__} serves {model} at {url}" + (" (port 8000 is taken)" if moved else ""),
+            f"andthen {__version__} serves {model} at {url}{note}",
             "",
             f"Your key, shown only now: {first_key}\nMore keys: {made}" if first_key else f"A key: KEY=$({made})",
             f"In a browser: {url}/",
