@@ -31,7 +31,7 @@ def test_keys_are_listed_without_their_secrets_and_revoked(tmp_path: Path) -> No
 
     by_name = run(tmp_path, "keys", "revoke", "laptop of Ada")
     by_id = run(tmp_path, "keys", "revoke", first.split()[0])
-    assert re.fullmatch(r"key_\w{13} \(laptop of Ada\) is revoked since \S+ \S+Z\n", by_name.stdout)
+    assert re.fullmatch(r"key_\w{13} \(laptop of Ada\) is revoked, since \S+ \S+Z\n", by_name.stdout)
     assert (by_name.returncode, by_id.returncode) == (0, 0)
     revoked = run(tmp_path, "keys", "list").stdout.splitlines()[1:]
     assert all(re.search(r"Z  \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ$", line) for line in revoked)

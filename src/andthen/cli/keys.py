@@ -52,7 +52,7 @@ def revoke(key: str) -> None:
     """Revoke a key, by its id or its name."""
     with _store() as store:
         ended = store.revoke_key(key)
-    click.echo(f"{ended.id} ({ended.name}) is revoked since {_date(ended.revoked_at_ms)}")
+    click.echo(f"{ended.id} ({ended.name}) is revoked, since {_date(ended.revoked_at_ms)}")
 
 
 @contextmanager
