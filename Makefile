@@ -51,7 +51,8 @@ lock: $(DEV)  ## resolve requirements/*.txt again (ARGS="--upgrade")
 	$(PY) -m checks.lock $(ARGS)
 
 clean:  ## remove everything that make made
-	rm -rf .venv .venvs tests/clients/node/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venvs tests/clients/node/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis \
+	  .import_linter_cache .grimp_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/.made:
