@@ -1,16 +1,15 @@
 """One loaded model at work: plan → decode → sample → settle.
 
-The decode of a step runs in a thread of its own, without the GIL, while this thread does what the step before left to
-do: log-probabilities, characters, stop sequences, events, and the noise that the coming logits will meet. So the path
-from logits to the next decode is short: add the noise, take the best, look for the end. That a stop sequence was
-complete is seen one step late; the row that ran on for nothing is dropped.
+While a step is decoded, which needs no GIL, a helping thread does what the step before left to do: log-probabilities,
+characters, stop sequences, events, and the noise that the coming logits will meet. So the path from logits to the next
+decode is short: add the noise, take the best, look for the end. That a stop sequence was complete is seen one step
+late; the row that ran on for nothing is dropped.
 
-Used by one thread. Knows nothing of links or frames.
+Used by one thread, which waits for its helper before it goes on. Knows nothing of links or frames.
 """
 
 from __future__ import annotations
 
-import contextlib
 import threading
 from collections.abc import Callable
 from collections.abc import Sequence as Row
@@ -135,11 +134,10 @@ class Runner:
         self._first_logits: dict[Group, LogitArray] = {}
         self._unsettled: list[Drawn | ScoredChunk | PromptJob] = []
         self._kept: LogitArray | None = None
-        self._requests: SimpleQueue[list[Layout] | None] = SimpleQueue()
-        self._results: SimpleQueue[list[LogitArray] | LlamaError] = SimpleQueue()
-        self._decoding = False
-        self._decoder = threading.Thread(target=self._decode_forever, name="decode", daemon=True)
-        self._decoder.start()
+        self._chores: SimpleQueue[Step | None] = SimpleQueue()
+        self._chores_done: SimpleQueue[list[Candidate | None] | Exception] = SimpleQueue()
+        self._helper = threading.Thread(target=self._help, name="settle", daemon=True)
+        self._helper.start()
 
     @property
     def idle(self) -> bool:
@@ -187,17 +185,19 @@ class Runner:
         for read in step.reads:
             self._prompts[read.group].job.begin()
         layouts = self._lay_out(step)
-        overlap = step.tokens > _ALONE_TOKENS
-        if overlap:
-            self._decoding = True
-            self._requests.put(layouts)
-        self._settle()
-        self._give_out()
-        drawing = [*step.decodes, *step.starts]
-        candidates = [self._candidates.get(sequence) for sequence in drawing]
-        samplers = [candidate.sampler for candidate in candidates if candidate]
-        draw_noise(samplers, self._noise[: len(samplers)], self._scratch[: len(samplers)])
-        logits = self._await_decode() if overlap else self._decode(layouts)
+        if step.tokens > _ALONE_TOKENS:
+            # The helper and not the decode is what is handed over: a decode handed over would wait for the GIL until
+            # this thread waits for it (seen: nothing overlapped).
+            self._chores.put(step)
+            try:
+                logits = self._decode(layouts)
+            finally:
+                candidates = self._chores_done.get()
+            if isinstance(candidates, Exception):
+                raise candidates
+        else:
+            candidates = self._do_chores(step)
+            logits = self._decode(layouts)
         self.counts.steps += 1
         self.counts.prompt_tokens += step.tokens - len(step.decodes)
         self._draw(step, candidates, logits)
@@ -205,9 +205,6 @@ class Runner:
 
     def break_off(self) -> None:
         """A step failed: nobody knows what the pool holds, so all jobs fail and the pool is emptied."""
-        if self._decoding:
-            with contextlib.suppress(LlamaError):
-                self._await_decode()
         for job in list(self.jobs):
             self._fail(job, InternalError("The engine could not compute this request: the server's log says why."))
         self._unsettled.clear()
@@ -221,8 +218,8 @@ class Runner:
 
     def close(self) -> None:
         """Frees the pool and the model."""
-        self._requests.put(None)
-        self._decoder.join()
+        self._chores.put(None)
+        self._helper.join()
         self._context.close()
         self.model.close()
 
@@ -237,20 +234,21 @@ class Runner:
         layouts = [batches.reading(read, self._options.context) for read in step.reads]
         return [*layouts, batches.decoding(step.decodes)] if step.decodes else layouts
 
-    def _decode_forever(self) -> None:
-        while (layouts := self._requests.get()) is not None:
+    def _help(self) -> None:
+        while (step := self._chores.get()) is not None:
             try:
-                self._results.put(self._decode(layouts))
-            except LlamaError as error:
-                self._results.put(error)
+                self._chores_done.put(self._do_chores(step))
+            except Exception as error:
+                self._chores_done.put(error)
 
-    def _await_decode(self) -> list[LogitArray]:
-        """What `_decode` came to in its thread."""
-        result = self._results.get()
-        self._decoding = False
-        if isinstance(result, LlamaError):
-            raise result
-        return result
+    def _do_chores(self, step: Step) -> list[Candidate | None]:
+        """Settles the step before and draws this one's noise; returns who draws, None for who ended meanwhile."""
+        self._settle()
+        self._give_out()
+        candidates = [self._candidates.get(sequence) for sequence in (*step.decodes, *step.starts)]
+        samplers = [candidate.sampler for candidate in candidates if candidate]
+        draw_noise(samplers, self._noise[: len(samplers)], self._scratch[: len(samplers)])
+        return candidates
 
     def _decode(self, layouts: list[Layout]) -> list[LogitArray]:
         """Each batch's logits that somebody reads. Raises LlamaError if the library refuses a batch."""
