@@ -46,7 +46,7 @@ async function run() {
   history.push(before);
   running = new AbortController();
   const asked = performance.now();
-  const seen = { headers: new Headers(), chunk: null, usage: null, first: null };
+  const seen = { headers: new Headers(), chunk: null, usage: null, first: null, all: null };
   candidates = Array.from({ length: body.n ?? 1 }, () => Object.assign(new Continuation(before.text, body.echo), { before }));
   choices.lay(candidates.length);
   busy(true);
@@ -58,7 +58,8 @@ async function run() {
       for (const choice of chunk.choices) candidates[choice.index]?.take(choice);
       for (const choice of chunk.choices) repaint(choice.index);
     }
-    tell(`Done in ${seconds(performance.now() - asked)}.`);
+    seen.all = performance.now() - asked;
+    tell(`Done in ${seconds(seen.all)}.`);
   } catch (error) {
     if (error.name === "AbortError") tell("Stopped. The server has dropped the rest of the work.");
     else complain(error);
@@ -67,7 +68,7 @@ async function run() {
     if (candidates.every((candidate) => candidate.isFresh)) history.pop(); // nothing to take back
     running = null;
     busy(false);
-    record(seen, performance.now() - asked);
+    record(seen, seen.all ?? performance.now() - asked);
   }
 }
 
