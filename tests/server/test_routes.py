@@ -75,6 +75,7 @@ def test_the_order_of_checks(
     )
     assert (answer.status, answer.code) == (status, code)
     assert answer.headers["x-should-retry"] == "false"
+    assert answer.headers["x-request-id"].startswith("req-" if status == 404 else "cmpl-")
 
 
 def test_the_order_of_checks_goes_on_with_the_fields_the_model_and_the_plan(scripted: Running) -> None:

@@ -82,14 +82,15 @@ class App:
     async def _handle(self, exchange: Exchange) -> None:
         """Finds the handler and runs it, until it is done or the client has gone or the server stops."""
         self._cors.mark(exchange)
+        exchange.id = "req-" + secrets.token_hex(12)
         route = self._routes.find(exchange.path)
+        if route.name == "completions":
+            exchange.id = "cmpl-" + exchange.id.removeprefix("req-")
         exchange.route, exchange.chatty = route.name, route.chatty
         if self._cors.is_preflight(exchange):
             await self._cors.permit(exchange, route.methods)
             return
         check_method(route, exchange.method)
-        exchange.id = ("cmpl-" if route.name == "completions" else "req-") + secrets.token_hex(12)
-        exchange.reply_headers.append((b"x-request-id", exchange.id.encode()))
         task = asyncio.current_task()
         if task is None or self._services.stopping:
             raise _shutting_down()

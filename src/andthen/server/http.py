@@ -135,7 +135,8 @@ class Exchange:
     async def start(self, status: int, headers: Headers) -> None:
         """The status line and the headers."""
         self.status = status
-        await self._put({"type": "http.response.start", "status": status, "headers": headers + self.reply_headers})
+        headers = [*headers, *self.reply_headers, (b"x-request-id", self.id.encode())]
+        await self._put({"type": "http.response.start", "status": status, "headers": headers})
 
     async def write(self, body: bytes, *, more: bool = True) -> None:
         """A part of the body. Waits while the client is behind.
