@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from andthen.engine.process import ENVIRONMENT
+from andthen.engine.settings import ENVIRONMENT
 from bench.clients import Address, ask
 from bench.cpu import family_cpu_s
 from bench.load import Load, Setup

@@ -129,7 +129,7 @@ class SchedulerMachine(RuleBasedStateMachine):
     ) -> None:
         width = candidates if max_tokens else 0
         group = Group(owner, prompt(length, kind), max_tokens=max_tokens, candidates=width, scored=scored or not width)
-        if self.driver.scheduler.fits(group):
+        if length + (max_tokens if width else 0) <= self.driver.scheduler.bounds.cells:
             self.driver.add(group, [min(end, max_tokens) for end in ends])
 
     @rule(steps=st.integers(1, 12))
@@ -164,7 +164,8 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert self.driver.scheduler.idle, "somebody starves"
         assert all(group.state is State.DONE for group in self.driver.groups)
         assert self.driver.scheduler.cells_held == 0
-        self.driver.scheduler.forget_prefixes()
+        while self.driver.scheduler.prefixes.size:
+            self.driver.scheduler._evict()
         self.driver.step()
         assert self.driver.pool.used == 0
         free = [*self.driver.scheduler._free_ids, *self.driver.scheduler._free_cache_ids]

@@ -16,6 +16,7 @@ from andthen.contract.events import Event, Finished, Text, Usage
 from andthen.contract.request import CompletionRequest
 from andthen.engine.loop import Engine
 from andthen.engine.messages import Answer, Credit, Describe, Described, Emitted, Failed, ModelInfo, Submit
+from andthen.engine.settings import ENVIRONMENT
 
 _LINK = 1
 _OWNER = "terminal"
@@ -71,8 +72,8 @@ def running(config: Config) -> Iterator[LocalEngine]:
     """The engine in a thread; leaving the block ends all its work within one step."""
     quiet = logs.LogSettings(level="warning", format=config.logs.format)
     logs.configure(quiet if config.logs.level == "info" else config.logs)
-    # Spinning at OpenMP's barriers ruins decoding whenever another process wants a core. Read when libgomp loads.
-    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     answers: SimpleQueue[Answer | Exception] = SimpleQueue()
 
     def emit(batch: list[tuple[int, Answer]]) -> None:

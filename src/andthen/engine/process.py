@@ -29,7 +29,7 @@ from prometheus_client import CollectorRegistry
 from andthen import child, logs, metrics
 from andthen.engine.frames import FrameCutter, decode_question, frame
 from andthen.engine.messages import Answer, Question
-from andthen.engine.settings import EngineSettings
+from andthen.engine.settings import ENVIRONMENT, EngineSettings
 
 COMMAND = (sys.executable, "-m", "andthen.engine.process")
 PLACE = "engine"
@@ -64,19 +64,6 @@ class RunsJobs(Protocol):
 
     def stop(self) -> None:
         """Makes `run` return, from any thread."""
-
-
-ENVIRONMENT = {
-    # Spinning at OpenMP's barriers ruins decoding whenever another process wants a core. Read when libgomp loads.
-    "GOMP_SPINCOUNT": "0",
-    # A failed assertion in ggml else starts a debugger and prints a trace for seconds before the process ends.
-    "GGML_NO_BACKTRACE": "1",
-    # Sampling's temporary rows are larger than glibc's bound for mapped memory: without these, each is mapped, touched
-    # and unmapped anew. Measured: truncation of 32 rows of 4,096 takes a third of the time.
-    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
-    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
-}
-"""What has to be said before the process starts."""
 
 
 class Boot(Struct, frozen=True):

@@ -104,11 +104,6 @@ class Scheduler:
         self._memory: list[Fork | Drop] = []
 
     @property
-    def waiting(self) -> int:
-        """Groups of which nothing was read yet."""
-        return sum(map(len, self._queues.values()))
-
-    @property
     def idle(self) -> bool:
         return not self._live and not self._queues
 
@@ -117,12 +112,8 @@ class Scheduler:
         """Cells reserved for what runs."""
         return self._held
 
-    def fits(self, group: Group) -> bool:
-        """Whether the group can ever run: one candidate of it in an empty pool."""
-        return self._need(group) <= self.bounds.cells
-
     def add(self, group: Group) -> None:
-        """Queues a group that `fits`."""
+        """Queues a group of which one candidate fits into the empty pool."""
         owner = group.owner
         if owner not in self._queues:
             self._queues[owner] = deque()
@@ -160,10 +151,8 @@ class Scheduler:
             del self.running[sequence]
             self._held -= group.max_tokens
         sequence.become(State.DONE)
-        if any(other.state is not State.DONE for other in group.sequences):
-            self._release(sequence)
-        else:
-            self._release(sequence)
+        self._release(sequence)
+        if all(other.state is State.DONE for other in group.sequences):
             self._end(group, tail=sequence.chosen[: sequence.decoded] if group.single else [])
 
     def finish_reading(self, group: Group) -> None:
@@ -190,11 +179,6 @@ class Scheduler:
                 sequence.become(State.DONE)
         self._unadmitted -= len(group.sequences) - group.admitted
         self._end(group, tail=group.sequences[0].chosen[: group.sequences[0].decoded] if group.single else [])
-
-    def forget_prefixes(self) -> None:
-        """Empties the prefix cache."""
-        while self.prefixes.size:
-            self._evict()
 
     # Turns
 

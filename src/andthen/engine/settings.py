@@ -6,6 +6,18 @@ from typing import Annotated
 
 from msgspec import Meta, Struct
 
+ENVIRONMENT = {
+    # Spinning at OpenMP's barriers ruins decoding whenever another process wants a core. Read when libgomp loads.
+    "GOMP_SPINCOUNT": "0",
+    # A failed assertion in ggml else starts a debugger and prints a trace for seconds before the process ends.
+    "GGML_NO_BACKTRACE": "1",
+    # Sampling's temporary rows are larger than glibc's bound for mapped memory: without these, each is mapped, touched
+    # and unmapped anew. Measured: truncation of 32 rows of 4,096 takes a third of the time.
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
+}
+"""What has to be said before the engine's process starts, or its library loads."""
+
 
 class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """One model file and how to run it."""
