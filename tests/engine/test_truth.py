@@ -124,3 +124,9 @@ def test_every_layout_of_the_pool_says_the_same(plain: Plain, layout: dict[str, 
             for one, reply in zip(asked, asker.together(asked), strict=True):
                 drawn, gaps = plain.draw(plain.tokens(str(one.prompts[0])), one, seed=one.seed or 0)
                 assert_same_text(reply.text, plain.text(drawn), gaps)
+
+
+def test_log_probabilities_have_equal_bits_alone_and_among_others(asker: Asker) -> None:
+    asked = [request(prompt, seed=seed, max_tokens=12, logprobs=0) for seed, prompt in enumerate(prompts(16))]
+    alone = [asker.ask(*one.prompts, seed=one.seed, max_tokens=12, logprobs=0).only.tokens for one in asked]
+    assert [reply.only.tokens for reply in asker.together(asked)] == alone

@@ -56,7 +56,7 @@ class Sampler:
         end_tokens: Iterable[int],
         prompt: npt.NDArray[np.int32],
     ) -> None:
-        self.seed = seed & _MASK_64
+        self.seed = seed
         self.step = 0
         self.greedy = request.temperature < GREEDY_BELOW or request.top_p == 0.0 or request.top_k == 1
         self.temperature = 0.0 if self.greedy else request.temperature
