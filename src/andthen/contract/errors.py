@@ -14,7 +14,15 @@ AndthenError
 │   ├── RequestTimeout              408  … / request_timeout, to be retried
 │   ├── PayloadTooLarge             413  … / payload_too_large
 │   ├── UnsupportedMediaType        415  … / unsupported_media_type
+│   ├── RateLimited                 429  rate_limit_error / rate_limit_exceeded, to be retried
 │   └── HeadersTooLarge             431  … / headers_too_large
+├── UpstreamError                   a vendor's, or the way to it
+│   ├── UpstreamRefused             502  upstream_error / upstream_refused, not to be retried
+│   ├── UpstreamUnauthenticated     502  … / upstream_unauthenticated, not to be retried
+│   ├── UpstreamGarbled             502  … / upstream_garbled
+│   ├── UpstreamFailed              502  … / upstream_failed
+│   ├── UpstreamUnreachable         502  … / upstream_unreachable
+│   └── UpstreamTimeout             504  timeout_error / upstream_timeout
 └── ServerError                     ours: 5xx, to be retried
     ├── InternalError               500  server_error / internal_error
     ├── NoCapacity                  503  overloaded_error / no_capacity
@@ -146,6 +154,64 @@ class HeadersTooLarge(CallerError):
 
     status = 431
     code = "headers_too_large"
+
+
+class RateLimited(CallerError):
+    """Too many requests or tokens, for the vendor behind the model; `retry-after` tells when there is room again."""
+
+    status = 429
+    type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+    retryable = True
+    usual_retry_after_s = 1
+
+
+class UpstreamError(AndthenError):
+    """The message names the vendor and never quotes a key or a prompt."""
+
+    status = 502
+    type = "upstream_error"
+    retryable = True
+
+
+class UpstreamRefused(UpstreamError):
+    """The vendor refused the call, for a reason that another try does not cure."""
+
+    code = "upstream_refused"
+    retryable = False
+
+
+class UpstreamUnauthenticated(UpstreamError):
+    """The vendor does not take the key that the server has for it: the operator's to mend, not the caller's."""
+
+    code = "upstream_unauthenticated"
+    retryable = False
+
+
+class UpstreamGarbled(UpstreamError):
+    """The vendor's reply breaks its format, or ends before it is complete."""
+
+    code = "upstream_garbled"
+
+
+class UpstreamFailed(UpstreamError):
+    """The vendor says that it failed."""
+
+    code = "upstream_failed"
+
+
+class UpstreamUnreachable(UpstreamError):
+    """No connection to the vendor: name, address, TLS or proxy."""
+
+    code = "upstream_unreachable"
+
+
+class UpstreamTimeout(UpstreamError):
+    """The vendor took too long; the message says for what."""
+
+    status = 504
+    type = "timeout_error"
+    code = "upstream_timeout"
 
 
 class ServerError(AndthenError):

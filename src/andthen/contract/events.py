@@ -1,6 +1,6 @@
 """The one alphabet that everything behind the endpoint speaks.
 
-Every source of text (the embedded engine, later each vendor's decoder) yields these four events, numbered by
+Every source of text (the embedded engine, each vendor's decoder) yields these four events, numbered by
 prompt and candidate; the response is made of nothing else. Errors are raised, never events.
 
 The order within one request: one `PromptScored` for each prompt before any other event of that prompt; then its
@@ -15,6 +15,8 @@ from typing import Literal
 from msgspec import Struct
 
 FinishReason = Literal["stop", "length", "content_filter"]
+Counted = Literal["vendor", "counted", "estimated"]
+"""Where a number of tokens comes from: told by who made them, counted as they came, or estimated from their bytes."""
 
 
 class Alternative(Struct, frozen=True, array_like=True, gc=False):
@@ -86,6 +88,7 @@ class Usage(Struct, frozen=True, array_like=True, tag="usage"):
     completion_tokens: int
     cached_tokens: int | None = None
     reasoning_tokens: int | None = None
+    source: Counted = "vendor"
 
 
 Event = PromptScored | Text | Finished | Usage

@@ -1,0 +1,95 @@
+"""What the operator may set about upstream, and what becomes of it: whom a model's name stands for.
+
+Filled in by the configuration; carried to the workers as JSON, secrets included, over a pipe.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+from andthen.vendors.rows import Profile
+
+Seconds = Annotated[float, Meta(gt=0, le=86_400)]
+
+
+class Timeouts(Struct, frozen=True, kw_only=True):
+    connect_s: Seconds = 10.0
+    """How long a connection, TLS included, may take."""
+    first_token_s: Seconds = 60.0
+    """How long the first byte of a reply's body may take once the request is sent; of a reply that is not streamed,
+    the whole of it."""
+    between_tokens_s: Seconds = 60.0
+    """How long a stream may pause."""
+    total_s: Seconds = 600.0
+    """How long a call may take in all."""
+
+
+class UpstreamSettings(Timeouts, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Calls to vendors and other servers. A vendor's own table may set the same for itself."""
+
+    proxy: str = ""
+    """An HTTP proxy that calls go through, such as `http://proxy:3128`."""
+    ca_file: str = ""
+    """A file of certificates (PEM) to trust besides the system's."""
+    parallel: Annotated[int, Meta(ge=1, le=1024)] = 16
+    """Calls that one request makes at once."""
+    retries: Annotated[int, Meta(ge=0, le=16)] = 2
+    """Calls that one request may repeat in all, after failures that cost nothing, fallbacks included."""
+    deadline_s: Seconds = 600.0
+    """How long one request may take upstream, its retries and waits included."""
+    cool_after: Annotated[int, Meta(ge=1, le=1000)] = 3
+    """So many failures in a row let a deployment cool down; a `retry-after` of its own does at once."""
+    cool_s: Seconds = 5.0
+    """How long the first time; each further failure doubles it, up to a minute."""
+
+
+class Access(Struct, frozen=True, kw_only=True):
+    """How a server is reached."""
+
+    timeouts: Timeouts = Timeouts()
+    proxy: str = ""
+    ca_file: str = ""
+    private: bool = False
+    """Its address may be one of this machine or its network."""
+
+
+class Remote(Struct, frozen=True, kw_only=True):
+    """A model at a vendor, or (`model` empty) all models of a vendor, by their own names."""
+
+    vendor: str
+    """How messages name it."""
+    prefix: str = ""
+    """The vendor's row, whose models' rows apply; empty for a server that no row knows."""
+    address: str
+    model: str = ""
+    key: str = ""
+    headers: dict[str, str] = {}
+    language: str
+    over: Profile = Profile()
+    """What the operator's tables say, over the row."""
+    access: Access = Access()
+
+
+class Share(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One of the deployments that a name stands for."""
+
+    model: str
+    """The whole name of a configured model."""
+    weight: Annotated[float, Meta(gt=0, le=1e6)] = 1.0
+    """Its share of the requests, beside those of the same order."""
+    order: Annotated[int, Meta(ge=0, le=1000)] = 0
+    """Those of a higher order are only asked when all of the lower have failed or cool down."""
+
+
+class Upstream(Struct, frozen=True, kw_only=True):
+    """Everything that stands behind the endpoint beside the embedded engine."""
+
+    settings: UpstreamSettings = UpstreamSettings()
+    vendors: dict[str, Remote] = {}
+    """By prefix: vendors that are switched on; any model of theirs may be asked."""
+    models: dict[str, Remote] = {}
+    """By whole name: models with a table of their own."""
+    routes: dict[str, tuple[Share, ...]] = {}
+    """By whole name: names that stand for several deployments, or are an alias of one."""

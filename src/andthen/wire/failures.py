@@ -1,0 +1,131 @@
+"""A vendor's error → one of ours. Each language reads its own format and gives here what it found.
+
+The caller is told the vendor's name, its code and its message, without what may be secret in it: keys, and whatever it
+quotes of the prompt.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from msgspec import Struct
+
+from andthen.contract.errors import (
+    AndthenError,
+    ContextLengthExceeded,
+    ModelNotFound,
+    NoCapacity,
+    RateLimited,
+    UpstreamFailed,
+    UpstreamGarbled,
+    UpstreamRefused,
+    UpstreamTimeout,
+    UpstreamUnauthenticated,
+)
+from andthen.contract.request import CompletionRequest
+from andthen.wire.base import Headers, Target
+
+_MESSAGE_CHARACTERS = 300
+_CODE = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
+_KEY_LIKE = re.compile(r"[A-Za-z0-9_\-+/=.*]{24,}|\b(?:sk|pk|gsk|xai|nvapi|csk|pplx|AIza|AKIA)[-_A-Za-z0-9*]{4,}")
+_CONTEXT = re.compile(
+    r"context.{0,10}(length|window|size)|maximum context|too many (input |total )?tokens|prompt is too long|"
+    r"input (is )?too long|exceeds? the (maximum|model'?s|available) (number of tokens|context)",
+    re.IGNORECASE,
+)
+
+
+class VendorError(Struct, frozen=True):
+    """What a vendor's error says, in HTTP's terms where it says it in others."""
+
+    status: int
+    """0 where there is none."""
+    code: str = ""
+    message: str = ""
+    retry_after_s: int | None = None
+
+
+def failure(error: VendorError, request: CompletionRequest, target: Target) -> AndthenError:
+    """The error to raise."""
+    code = error.code if _CODE.fullmatch(error.code) else ""
+    named = ", ".join(part for part in (f"status {error.status}" if error.status else "", code) if part)
+    said = redacted(error.message, request, target)
+    says = f"{target.vendor} answered {named or 'an error'}" + (f": {said.rstrip('.')}." if said else ".")
+    status = error.status
+    if status in (400, 413, 422) and _CONTEXT.search(f"{error.code.replace('_', ' ')} {error.message}"):
+        return ContextLengthExceeded(f"{says} Shorten the prompt or lower `max_tokens`.", param="prompt")
+    if status in (401, 402, 403, 407):
+        return UpstreamUnauthenticated(f"{says} The key that the server has for it is the operator's to mend.")
+    if status == 404:
+        return ModelNotFound(f"{says} The model may have been renamed or retired there.", param="model")
+    if status in (408, 504):
+        return UpstreamTimeout(f"{says} It ran out of time: send the request again.")
+    if status == 429:
+        return RateLimited(f"{says} Wait before the next try.", retry_after_s=error.retry_after_s)
+    if status in (503, 529):
+        return NoCapacity(f"{says} It is overloaded: wait before the next try.", retry_after_s=error.retry_after_s)
+    if 300 <= status < 400:
+        return UpstreamRefused(f"{says} Redirects are not followed: the address is the operator's to mend.")
+    if 400 <= status < 500:
+        return UpstreamRefused(f"{says} Another try won't help.")
+    return UpstreamFailed(f"{says} Send the request again.", retry_after_s=error.retry_after_s)
+
+
+def garbled(target: Target, what: str) -> UpstreamGarbled:
+    """The reply is not what the language says; `what` goes on from "{vendor}'s reply" and quotes nothing of it."""
+    return UpstreamGarbled(f"{target.vendor}'s reply {what}: send the request again.")
+
+
+def cut_short(target: Target) -> UpstreamGarbled:
+    return garbled(target, "ended before it was complete")
+
+
+def retry_after_s(headers: Headers) -> int | None:
+    """Whole seconds of `retry-after-ms` or `retry-after`, rounded up; a date is not read."""
+    values = dict(headers)
+    for name, unit_s in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            seconds = float(values.get(name, "")) * unit_s
+        except ValueError:
+            continue
+        if 0 <= seconds < math.inf:
+            return math.ceil(seconds)
+    return None
+
+
+def redacted(message: str, request: CompletionRequest, target: Target) -> str:
+    """A vendor's message in one line of printable text, without keys and without what it quotes of the request."""
+    message = " ".join("".join(letter if letter.isprintable() else " " for letter in message).split())
+    secrets = [target.key, *(prompt for prompt in request.prompts if isinstance(prompt, str)), request.suffix or ""]
+    for secret in secrets:
+        for part in {secret, " ".join(secret.split())}:
+            if len(part) > 3:
+                message = message.replace(part, "…")
+    message = _KEY_LIKE.sub("…", message)
+    message = _without_quotes(message, secrets)
+    return message[:_MESSAGE_CHARACTERS]
+
+
+def _without_quotes(message: str, secrets: list[str]) -> str:
+    """Drops runs of words that also stand in a prompt: vendors quote parts."""
+    known = {window for secret in secrets for window in _windows(secret.split())}
+    words = message.split(" ")
+    hidden = [False] * len(words)
+    for start, window in enumerate(_windows(words)):
+        if window in known:
+            hidden[start : start + _WORDS_QUOTED] = [True] * _WORDS_QUOTED
+    kept: list[str] = []
+    for word, is_hidden in zip(words, hidden, strict=True):
+        if not is_hidden:
+            kept.append(word)
+        elif not kept or kept[-1] != "…":
+            kept.append("…")
+    return " ".join(kept)
+
+
+_WORDS_QUOTED = 3
+
+
+def _windows(words: list[str]) -> list[tuple[str, ...]]:
+    return [tuple(words[start : start + _WORDS_QUOTED]) for start in range(len(words) - _WORDS_QUOTED + 1)]
