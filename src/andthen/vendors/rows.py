@@ -27,7 +27,7 @@ LANGUAGES_FILE = "languages.toml"
 class Profile(Row, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A row of abilities with the way to speak that goes with it."""
 
-    dialect: dict[str, Any] = {}
+    dialect: dict[str, Any] = msgspec.field(default_factory=dict)
     """Fields of the language's struct."""
 
 
@@ -52,7 +52,7 @@ class VendorRow(Profile, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The environment variable that holds its key; its presence switches the vendor on. Where a key has several parts,
     their variables with blanks between, `NAME?` for one that may be absent; the parts reach the wire joined by
     newlines."""
-    headers: dict[str, str] = {}
+    headers: dict[str, str] = msgspec.field(default_factory=dict)
     private: bool = False
     """It usually stands on this machine or its network, so its address may be private."""
     source: str
