@@ -8,8 +8,12 @@ input into pieces.
 from __future__ import annotations
 
 import math
+import re
 from codecs import utf_8_decode
+from collections import deque
 from collections.abc import Sequence
+
+from andthen.contract.events import Token
 
 
 class Utf8Decoder:
@@ -93,6 +97,16 @@ def token_text(piece: bytes) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in piece)
 
 
+_WRITTEN_BYTES = re.compile(r"bytes:((?:\\x[0-9a-f]{2})+)")
+
+
+def written_bytes(text: str) -> bytes:
+    """The bytes of a token that `token_text` wrote."""
+    if written := _WRITTEN_BYTES.fullmatch(text):
+        return bytes.fromhex(written[1].replace("\\x", ""))
+    return text.encode(errors="replace")
+
+
 class StopScanner:
     """Lets text through up to the first stop sequence and drops that and all after it.
 
@@ -101,7 +115,7 @@ class StopScanner:
     be the beginning of a stop is held back until it is decided.
     """
 
-    __slots__ = ("_held", "_passed", "_stops", "matched", "released")
+    __slots__ = ("_held", "_passed", "_stops", "end", "matched", "released")
 
     def __init__(self, stops: Sequence[str]) -> None:
         """Args:
@@ -117,20 +131,18 @@ class StopScanner:
         """A stop was found: nothing more will be released."""
         self.released = 0
         """Code points let through so far; after a match, where the text was cut."""
-
-    @property
-    def held(self) -> int:
-        """Code points held back."""
-        return len(self._held)
+        self.end: int | None = None
+        """After a match, where the stop sequence ends: code points from the beginning."""
 
     def feed(self, text: str) -> tuple[str, bool]:
         """Returns the text that is decided, and whether a stop was found (now or before)."""
         if self.matched:
             return "", True
         text = self._held + text
-        cut = self._find(text)
-        self.matched = cut is not None
-        keep = self._undecided(text) if cut is None else cut
+        if found := self._find(text):
+            self.matched = True
+            self.end = self.released + found[0]
+        keep = found[1] if found else self._undecided(text)
         self._held = "" if self.matched else text[keep:]
         self._passed = max(0, self._passed - keep)
         self.released += keep
@@ -151,14 +163,14 @@ class StopScanner:
         self.released += len(text)
         return text
 
-    def _find(self, text: str) -> int | None:
-        """Where the stop that is complete first begins."""
+    def _find(self, text: str) -> tuple[int, int] | None:
+        """Where the stop that is complete first ends and begins."""
         found = [
             (start + len(stop), start)
             for stop in self._stops
             if (start := text.find(stop, max(0, self._passed - len(stop) + 1))) >= 0
         ]
-        return min(found)[1] if found else None
+        return min(found, default=None)
 
     def _undecided(self, text: str) -> int:
         """Where the longest end of `text` begins that is the beginning of a stop."""
@@ -170,6 +182,79 @@ class StopScanner:
             if start >= 0:
                 keep = start
         return keep
+
+
+class CutText:
+    """A candidate's text and tokens as they grow, let through up to the first stop sequence.
+
+    A token goes with the text in which it begins; those that begin behind the cut are dropped.
+
+    Args:
+        stops: the stop sequences.
+        start: the offset of the text's first character.
+    """
+
+    __slots__ = ("_held", "_released", "_scanner", "_start", "_text", "_tokens")
+
+    def __init__(self, stops: Sequence[str], start: int) -> None:
+        self._scanner = StopScanner(stops) if stops else None
+        self._start = start
+        self._released = 0
+        self._held: deque[Token] = deque()
+        self._text: list[str] = []
+        self._tokens: list[Token] = []
+
+    def hold(self, token: Token) -> None:
+        """Takes the next token; its text is fed on its own."""
+        self._held.append(token)
+
+    def feed(self, text: str) -> bool:
+        """Takes the next characters; True if they complete a stop."""
+        if self._scanner is None:
+            self._release(text)
+            return False
+        text, stopped = self._scanner.feed(text)
+        self._release(text)
+        return stopped
+
+    def pass_over(self, text: str) -> None:
+        """Takes characters that may begin a stop but complete none."""
+        self._release(text if self._scanner is None else self._scanner.pass_over(text))
+
+    def finish(self, rest: str = "") -> bool:
+        """Takes the last characters and releases what was held back; True if a stop was found, now or before."""
+        stopped = self.stopped or self.feed(rest)
+        if not stopped:
+            if self._scanner is not None:
+                self._release(self._scanner.flush())
+            self._tokens += self._held
+        self._held.clear()
+        return stopped
+
+    @property
+    def stopped(self) -> bool:
+        return self._scanner is not None and self._scanner.matched
+
+    @property
+    def stop_end(self) -> int | None:
+        """The offset at which the stop that was found ends."""
+        end = self._scanner.end if self._scanner is not None else None
+        return None if end is None else self._start + end
+
+    def take(self) -> tuple[str, tuple[Token, ...]]:
+        """The text released since the last call and the tokens that start in it."""
+        text, tokens = "".join(self._text), tuple(self._tokens)
+        self._text.clear()
+        self._tokens.clear()
+        return text, tokens
+
+    def _release(self, text: str) -> None:
+        if not text:
+            return
+        self._text.append(text)
+        self._released += len(text)
+        while self._held and self._held[0].offset < self._start + self._released:
+            self._tokens.append(self._held.popleft())
 
 
 def rank(means: Sequence[float]) -> list[int]:

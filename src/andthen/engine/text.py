@@ -5,11 +5,10 @@ Pure. A prompt's text ends where its candidates' begins; both may meet inside a 
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 
 from andthen.contract.events import Alternative, Token
-from andthen.contract.text import Offsets, StopScanner, Utf8Decoder, token_text
+from andthen.contract.text import CutText, Offsets, Utf8Decoder, token_text
 
 
 class PromptText:
@@ -61,64 +60,30 @@ class CandidateText:
         self, prompt: PromptText, stops: tuple[str, ...], *, echo: bool, with_tokens: bool, min_tokens: int = 0
     ) -> None:
         self._decoder = prompt.decoder.copy() if echo else Utf8Decoder()
-        self._scanner = StopScanner(stops) if stops else None
+        self._cut = CutText(stops, len(prompt.text))
         self._early_tokens = min_tokens
         self._offsets = prompt.offsets.copy() if with_tokens else None
-        self._start = len(prompt.text)
-        self._released = 0
-        self._held: deque[Token] = deque()
-        self._text: list[str] = []
-        self._tokens: list[Token] = []
 
     def feed(self, id: int, piece: bytes, logprob: float, top: tuple[Alternative, ...] | None) -> bool:
         """Takes a token; True if it completes a stop."""
         if self._offsets is not None:
-            self._held.append(Token(id, token_text(piece), logprob, self._offsets.feed(piece), top))
+            self._cut.hold(Token(id, token_text(piece), logprob, self._offsets.feed(piece), top))
         text = self._decoder.feed(piece)
-        if self._scanner is not None and self._early_tokens:
+        if self._early_tokens:
             self._early_tokens -= 1
-            self._release(self._scanner.pass_over(text))
+            self._cut.pass_over(text)
             return False
-        return self._pass(text)
+        return self._cut.feed(text)
 
     def feed_end(self, id: int, piece: bytes, logprob: float, top: tuple[Alternative, ...] | None) -> None:
         """Takes the token that ended the text: an entry, but no text."""
         if self._offsets is not None:
-            self._held.append(Token(id, token_text(piece), logprob, self._offsets.feed(b""), top))
+            self._cut.hold(Token(id, token_text(piece), logprob, self._offsets.feed(b""), top))
 
     def finish(self) -> bool:
         """No more tokens come: releases what was held back; True if its last characters complete a stop."""
-        if self._scanner is not None and self._scanner.matched:
-            self._held.clear()
-            return True
-        stopped = self._pass(self._decoder.flush())
-        if stopped:
-            self._held.clear()
-        elif self._scanner is not None:
-            self._release(self._scanner.flush())
-        self._tokens += self._held
-        self._held.clear()
-        return stopped
+        return self._cut.finish(self._decoder.flush())
 
     def take(self) -> tuple[str, tuple[Token, ...]]:
         """The text released since the last call and the tokens that start in it."""
-        text, tokens = "".join(self._text), tuple(self._tokens)
-        self._text.clear()
-        self._tokens.clear()
-        return text, tokens
-
-    def _pass(self, text: str) -> bool:
-        if self._scanner is None:
-            self._release(text)
-            return False
-        text, stopped = self._scanner.feed(text)
-        self._release(text)
-        return stopped
-
-    def _release(self, text: str) -> None:
-        if not text:
-            return
-        self._text.append(text)
-        self._released += len(text)
-        while self._held and self._held[0].offset < self._start + self._released:
-            self._tokens.append(self._held.popleft())
+        return self._cut.take()

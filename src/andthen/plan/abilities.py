@@ -65,8 +65,9 @@ class Ability(Struct, frozen=True, omit_defaults=True):
     minimum: float | None = None
     maximum: float | None = None
     """The least and the greatest value; of `stop`, how many."""
+    native_minimum: float | None = None
     native_maximum: float | None = None
-    """Up to this value it is taken natively, beyond as `how` says."""
+    """Between these it is taken natively, outside as `how` says."""
 
     @property
     def word(self) -> str:
@@ -211,8 +212,9 @@ def _emulate(parameters: dict[str, Ability], whole: Mapping[str, Ability]) -> No
         parameters["echo"] = Ability("emulated", how="prepended")
     if parameters["user"].support != "native":
         parameters["user"] = replace(whole["user"], support="emulated", how="recorded")
-    if parameters["max_tokens"].support == "native" and parameters["max_tokens"].minimum != 0:
-        parameters["max_tokens"] = replace(parameters["max_tokens"], minimum=0)
+    least = parameters["max_tokens"].minimum
+    if least:
+        parameters["max_tokens"] = replace(parameters["max_tokens"], minimum=0, native_minimum=least)
     parameters["stream"] = parameters["stream_options"] = NATIVE
 
 

@@ -9,21 +9,49 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from msgspec import Struct
+from msgspec.structs import fields
 
 from andthen.contract.errors import UnsupportedParameter
 from andthen.contract.request import CompletionRequest
 from andthen.plan.abilities import Abilities, Ability, PromptForm
 
 BEST_EFFORT = "best-effort"
+FAN_OUT = "fan-out"
+DEFAULT = "default"
+"""The value is what the model does anyway, so it is not told."""
+NO_CALL = "no-call"
+TRIMMED = "trimmed"
+_NOT_SENT = {FAN_OUT, DEFAULT, NO_CALL, "prepended", "ranked", "recorded"}
+_HERE = {"prompt", "stream", "stream_options"}
+"""Fields that every call has, in its own way."""
 _MODELS_NAMED = 5
+_DEFAULTS = {field.name: field.default for field in fields(CompletionRequest)}
 
 
-class Plan(Struct, frozen=True):
+class Plan(Struct, frozen=True, kw_only=True):
     """How a model takes a request."""
 
     model: str
     steps: tuple[tuple[str, str], ...]
     """(parameter, word) for each that the caller gave, in the contract's order: `native`, or how else."""
+    sends: tuple[str, ...] = ()
+    """The fields that a call names to the model."""
+    splits_prompts: bool = False
+    """Each prompt has calls of its own."""
+    splits_candidates: bool = False
+    """Each candidate has a call of its own."""
+    ranks: bool = False
+    """best_of is chosen here, by the candidates' log-probabilities."""
+    scores_prompt: bool = False
+    """The model is asked for the prompt's tokens: `echo` with `logprobs`."""
+    native_stops: int = 0
+    """So many of the stop sequences are told to the model; all are scanned for here."""
+    scans: bool = False
+    """A stop may be found that the model does not know: a call is to be cancelled as soon as it is."""
+    least_tokens: int = 0
+    """`max_tokens: 0` asks the model for so many, and drops them; 0: for none, with no call at all."""
+    calls_nobody: bool = False
+    """The reply needs nothing of the model."""
 
     def header(self) -> str:
         """The value of `x-andthen-plan`: `n=native, stop=scanned, seed=best-effort`."""
@@ -41,25 +69,62 @@ def plan(request: CompletionRequest, abilities: Abilities, others: Sequence[Abil
     """
     steps: dict[str, str] = {}
     for parameter, ability in _asked(request, abilities):
-        if reason := _refusal(request, parameter, ability):
+        if reason := _refusal(request, parameter, ability, abilities):
             raise UnsupportedParameter(
                 f"`{parameter}` is not taken by {abilities.model}: {reason}. {_remedy(request, parameter, others)}",
                 param=parameter,
             )
-        steps[parameter] = ability.word
+        if parameter in request.given:
+            steps[parameter] = _word(request, parameter, ability, abilities)
     if request.temperature == 0 and not abilities.deterministic and steps.get("temperature") == "native":
         steps["temperature"] = BEST_EFFORT
-    return Plan(abilities.model, tuple(steps.items()))
+    return _calls(request, abilities, steps)
+
+
+def _calls(request: CompletionRequest, abilities: Abilities, steps: dict[str, str]) -> Plan:
+    """What the steps mean for the calls that are made."""
+    parameters = abilities.parameters
+    ranks = request.best_of > request.n and parameters["best_of"].support != "native"
+    scores = _scores_prompt(request)
+    sends = [name for name, word in steps.items() if word not in _NOT_SENT and name not in _HERE]
+    sends += [name for name in abilities.always if name not in sends]
+    if (ranks or scores) and "logprobs" not in sends:
+        sends.append("logprobs")
+    if scores and "echo" not in sends:
+        sends.append("echo")
+    stop = parameters["stop"]
+    native_stops = (
+        len(request.stop) if stop.support == "native" else min(len(request.stop), _whole(stop.native_maximum))
+    )
+    least = _whole(parameters["max_tokens"].native_minimum) if request.max_tokens == 0 else 0
+    return Plan(
+        model=abilities.model,
+        steps=tuple(steps.items()),
+        sends=tuple(sends),
+        splits_prompts=len(request.prompts) > 1
+        and FAN_OUT in abilities.prompt_forms[_prompt_form(request)].how.split("+"),
+        splits_candidates=not _native_candidates(request, parameters),
+        ranks=ranks,
+        scores_prompt=scores,
+        native_stops=native_stops,
+        scans=native_stops < len(request.stop),
+        least_tokens=least,
+        calls_nobody=least > 0 and not scores,
+    )
 
 
 def _asked(request: CompletionRequest, abilities: Abilities) -> Iterator[tuple[str, Ability]]:
+    """What the request needs of the model, in the contract's order: what was given, and what follows from it."""
+    forms = abilities.prompt_forms
+    if "" in request.prompts:
+        yield "prompt", forms["empty"]
     for parameter in request.given:
         if parameter == "prompt":
-            yield parameter, abilities.prompt_forms[_prompt_form(request)]
+            yield parameter, forms[_prompt_form(request)]
         elif parameter != "model":
             yield parameter, abilities.parameters[parameter]
-    if request.echo and request.logprobs is not None and abilities.prompt_logprobs.support != "native":
-        yield "echo", abilities.prompt_logprobs
+    if _scores_prompt(request) and abilities.prompt_logprobs.support != "native":
+        yield "echo" if request.echo else "logprobs", abilities.prompt_logprobs
 
 
 def _prompt_form(request: CompletionRequest) -> PromptForm:
@@ -68,25 +133,86 @@ def _prompt_form(request: CompletionRequest) -> PromptForm:
     return "token_ids" if len(request.prompts) == 1 else "token_id_lists"
 
 
-def _refusal(request: CompletionRequest, parameter: str, ability: Ability) -> str:
+def _scores_prompt(request: CompletionRequest) -> bool:
+    """Whether the prompt's tokens must come from the model. Of token ids only the model knows the text, and with it
+    the offsets of what follows."""
+    of_ids = not isinstance(request.prompts[0], str)
+    return (request.logprobs is not None and (request.echo or of_ids)) or (request.echo and of_ids)
+
+
+def _native_candidates(request: CompletionRequest, parameters: dict[str, Ability]) -> bool:
+    """Whether one call brings all candidates of a prompt."""
+    if request.best_of == 1 or (request.best_of > request.n and parameters["best_of"].support == "native"):
+        return True
+    n = parameters["n"]
+    most = n.maximum if n.support == "native" else n.native_maximum
+    return most is not None and request.best_of <= most
+
+
+def _word(request: CompletionRequest, parameter: str, ability: Ability, abilities: Abilities) -> str:
+    if _is_default(request, parameter, ability, abilities):
+        return DEFAULT
+    if parameter == "prompt" and len(request.prompts) == 1:
+        return ability.word
+    if parameter == "n" and _native_candidates(request, abilities.parameters):
+        return "native"
+    if parameter == "stop" and ability.native_maximum and len(request.stop) <= ability.native_maximum:
+        return "native"
+    if parameter == "echo" and _scores_prompt(request):
+        return "native"
+    if parameter == "max_tokens" and request.max_tokens == 0 and ability.native_minimum:
+        return TRIMMED if _scores_prompt(request) else NO_CALL
+    return ability.word
+
+
+def _is_default(request: CompletionRequest, parameter: str, ability: Ability, abilities: Abilities) -> bool:
+    """Whether a value that the model is not told is what it does anyway."""
+    if parameter in abilities.always or parameter in ("prompt", "max_tokens"):
+        return False
+    told = ability.support == "native" and not _out_of_range(request, parameter, ability)
+    if parameter == "best_of":
+        return not told and request.best_of == request.n
+    return not told and parameter in _DEFAULTS and getattr(request, parameter) == _DEFAULTS[parameter]
+
+
+def _refusal(request: CompletionRequest, parameter: str, ability: Ability, abilities: Abilities) -> str:
     """Why not; empty where it is taken."""
+    if _is_default(request, parameter, ability, abilities):
+        return ""
     if ability.support == "refused":
         return ability.reason
+    return _out_of_range(request, parameter, ability)
+
+
+def _out_of_range(request: CompletionRequest, parameter: str, ability: Ability) -> str:
     value = getattr(request, parameter, None)
     size = len(value) if isinstance(value, tuple) else value
-    if isinstance(size, int | float):
-        if ability.maximum is not None and size > ability.maximum:
-            return f"its maximum is {ability.maximum:g}"
-        if ability.minimum is not None and size < ability.minimum:
-            return f"its minimum is {ability.minimum:g}"
+    if not isinstance(size, int | float):
+        return ""
+    last = size + request.best_of - 1 if parameter == "seed" and ability.maximum != _WHOLE_SEED else size
+    if ability.maximum is not None and last > ability.maximum:
+        return f"its maximum is {ability.maximum:g}"
+    least = ability.minimum if not (ability.native_minimum and size) else ability.native_minimum
+    if least is not None and size < least:
+        return f"its minimum is {least:g}"
     return ""
+
+
+_WHOLE_SEED = 2**63 - 1
+"""A seed of the contract's own range wraps; in a narrower one each candidate's must still fit."""
+
+
+def _whole(bound: float | None) -> int:
+    return int(bound or 0)
 
 
 def _remedy(request: CompletionRequest, parameter: str, others: Sequence[Abilities]) -> str:
     takers = [
         other.model
         for other in others
-        if not any(name == parameter and _refusal(request, name, ability) for name, ability in _asked(request, other))
+        if not any(
+            name == parameter and _refusal(request, name, ability, other) for name, ability in _asked(request, other)
+        )
     ]
     if not takers:
         return "Leave it out; no configured model takes it."

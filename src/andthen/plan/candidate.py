@@ -1,0 +1,157 @@
+"""One candidate of a request, as its call brings it. Pure.
+
+Its states are a table. A candidate that is done takes what still comes, for the count, and shows none of it.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import Enum, auto
+
+import msgspec
+
+from andthen.contract.events import FinishReason, Text, Token
+from andthen.contract.text import CutText, Offsets, written_bytes
+
+
+class State(Enum):
+    WAITING = auto()
+    """Its call has brought nothing of it."""
+    OPEN = auto()
+    DONE = auto()
+    FAILED = auto()
+    """Its call ended before it did."""
+
+
+class Input(Enum):
+    TEXT = auto()
+    STOP = auto()
+    """The text completed a stop sequence."""
+    END = auto()
+    """Its source says that it has ended."""
+    LOSS = auto()
+    """Its call failed."""
+
+
+NEXT: dict[tuple[State, Input], State] = {
+    (State.WAITING, Input.TEXT): State.OPEN,
+    (State.WAITING, Input.END): State.DONE,
+    (State.WAITING, Input.LOSS): State.FAILED,
+    (State.OPEN, Input.TEXT): State.OPEN,
+    (State.OPEN, Input.STOP): State.DONE,
+    (State.OPEN, Input.END): State.DONE,
+    (State.OPEN, Input.LOSS): State.FAILED,
+    (State.DONE, Input.TEXT): State.DONE,
+    (State.DONE, Input.END): State.DONE,
+    (State.DONE, Input.LOSS): State.DONE,
+    (State.FAILED, Input.TEXT): State.FAILED,
+    (State.FAILED, Input.END): State.FAILED,
+    (State.FAILED, Input.LOSS): State.FAILED,
+}
+
+
+class Candidate:
+    """A candidate.
+
+    Args:
+        stops: all stop sequences, also those that its source knows.
+        prompt: the text that it follows, where that is known from the start.
+        min_tokens: so many tokens complete no stop.
+        shows_tokens: `logprobs` were asked.
+        keeps_nothing: whatever comes is dropped: `max_tokens` is 0.
+    """
+
+    __slots__ = (
+        "_cut", "_keeps_nothing", "_logprobs", "_min_tokens", "_offsets", "_reported", "_shows_tokens",
+        "_stops", "generated", "reason", "scored", "seen_bytes", "state",
+    )  # fmt: skip
+
+    def __init__(
+        self, stops: tuple[str, ...], *, prompt: str, min_tokens: int, shows_tokens: bool, keeps_nothing: bool
+    ) -> None:
+        self._stops = stops
+        self._min_tokens = min_tokens
+        self._shows_tokens = shows_tokens
+        self._keeps_nothing = keeps_nothing
+        self._logprobs: list[tuple[int, float]] = []
+        """Offset and log-probability of each generated token."""
+        self._reported = 0
+        self.state = State.WAITING
+        self.reason: FinishReason = "length"
+        """Why it is done, once it is."""
+        self.generated = 0
+        """Tokens, as far as its source told them apart."""
+        self.seen_bytes = 0
+        """UTF-8 bytes of all text that came, shown or not."""
+        self.scored = False
+        """Any of its tokens came with a log-probability."""
+        self.follow(prompt)
+
+    def follow(self, prompt: str, pieces: bytes | None = None) -> None:
+        """Before anything came: says what it follows.
+
+        Args:
+            pieces: the prompt's bytes, where its last character may be incomplete.
+        """
+        self._offsets = Offsets()
+        self._offsets.feed(prompt.encode() if pieces is None else pieces)
+        self._cut = CutText(self._stops, len(prompt))
+
+    @property
+    def done(self) -> bool:
+        return self.state is State.DONE
+
+    @property
+    def mean_logprob(self) -> float:
+        """Per generated token, the stop sequence's own included and what came behind it not; not a number where no
+        token was told."""
+        end = self._cut.stop_end
+        counted = [logprob for offset, logprob in self._logprobs if end is None or offset < end]
+        return sum(counted) / len(counted) if counted else math.nan
+
+    def take(self, event: Text) -> bool:
+        """Goes on; True if that completes a stop."""
+        early = self.generated < self._min_tokens
+        self.generated += event.generated
+        self.seen_bytes += len(event.text.encode())
+        if self.state is State.DONE:
+            return False
+        self.state = NEXT[self.state, Input.TEXT]
+        if self._keeps_nothing:
+            return False
+        for token in event.tokens:
+            self._hold(token)
+        if early:
+            self._cut.pass_over(event.text)
+        elif self._cut.feed(event.text):
+            self.state = NEXT[self.state, Input.STOP]
+            self._cut.finish()
+            self.reason = "stop"
+        return self.done
+
+    def finish(self, reason: FinishReason, generated: int) -> bool:
+        """Its source says that it has ended; True if it was not done before."""
+        self.generated += generated
+        if self.state is not State.DONE:
+            stopped = self._cut.finish()
+            self.state = NEXT[self.state, Input.END]
+            self.reason = "length" if self._keeps_nothing else "stop" if stopped else reason
+            return True
+        return False
+
+    def lose(self) -> None:
+        """Its call failed."""
+        self.state = NEXT[self.state, Input.LOSS]
+
+    def say(self) -> tuple[str, tuple[Token, ...], int]:
+        """What is new to show since the last time: text, tokens, and how many tokens were generated."""
+        text, tokens = self._cut.take()
+        fresh, self._reported = self.generated - self._reported, self.generated
+        return text, tokens if self._shows_tokens else (), fresh
+
+    def _hold(self, token: Token) -> None:
+        offset = self._offsets.feed(written_bytes(token.text))
+        if token.logprob is not None:
+            self.scored = True
+            self._logprobs.append((offset, token.logprob))
+        self._cut.hold(msgspec.structs.replace(token, offset=offset))
