@@ -11,7 +11,7 @@ from enum import Enum, auto
 import msgspec
 
 from andthen.contract.events import FinishReason, Text, Token
-from andthen.contract.text import CutText, Offsets, written_bytes
+from andthen.contract.text import CutText, Offsets, Utf8Decoder, written_bytes
 
 
 class State(Enum):
@@ -62,7 +62,7 @@ class Candidate:
     """
 
     __slots__ = (
-        "_cut", "_keeps_nothing", "_logprobs", "_min_tokens", "_offsets", "_reported", "_shows_tokens",
+        "_begun", "_cut", "_keeps_nothing", "_logprobs", "_min_tokens", "_offsets", "_reported", "_shows_tokens",
         "_stops", "generated", "reason", "scored", "seen_bytes", "state",
     )  # fmt: skip
 
@@ -87,15 +87,21 @@ class Candidate:
         """Any of its tokens came with a log-probability."""
         self.follow(prompt)
 
-    def follow(self, prompt: str, pieces: bytes | None = None) -> None:
+    def follow(self, prompt: str, pieces: bytes | None = None, *, shown: bool = True) -> None:
         """Before anything came: says what it follows.
 
         Args:
-            pieces: the prompt's bytes, where its last character may be incomplete.
+            prompt: its text, without a character that token ids leave incomplete.
+            pieces: all its bytes, where they are not just that text's.
+            shown: the prompt is echoed, so that a character begun there is completed here.
         """
+        before = prompt.encode() if pieces is None else pieces
         self._offsets = Offsets()
-        self._offsets.feed(prompt.encode() if pieces is None else pieces)
+        self._offsets.feed(before)
         self._cut = CutText(self._stops, len(prompt))
+        decoder = Utf8Decoder()
+        decoder.feed(before)
+        self._begun = b"" if shown else before[len(before) - decoder.pending :]
 
     @property
     def done(self) -> bool:
@@ -121,9 +127,10 @@ class Candidate:
             return False
         for token in event.tokens:
             self._hold(token)
+        text = self._own_text(event) if self._begun else event.text
         if early:
-            self._cut.pass_over(event.text)
-        elif self._cut.feed(event.text):
+            self._cut.pass_over(text)
+        elif self._cut.feed(text):
             self.state = NEXT[self.state, Input.STOP]
             self._cut.finish()
             self.reason = "stop"
@@ -148,6 +155,16 @@ class Candidate:
         text, tokens = self._cut.take()
         fresh, self._reported = self.generated - self._reported, self.generated
         return text, tokens if self._shows_tokens else (), fresh
+
+    def _own_text(self, event: Text) -> str:
+        """Without what completes or breaks off a character of a prompt that is not shown. The last token may be an
+        end token, which adds no text."""
+        begun, self._begun = self._begun, b""
+        parts = [written_bytes(token.text) for token in event.tokens]
+        for own in (b"".join(parts), b"".join(parts[:-1])):
+            if (begun + own).decode(errors="replace") == event.text:
+                return own.decode(errors="replace")
+        return event.text
 
     def _hold(self, token: Token) -> None:
         offset = self._offsets.feed(written_bytes(token.text))

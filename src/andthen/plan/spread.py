@@ -230,7 +230,7 @@ class Spread:
             pieces = own.encode() if isinstance(own, str) else b"".join(written_bytes(t.text) for t in told.tokens)
             text, tokens = own if isinstance(own, str) else told.text, _placed(told.tokens)
             for one in self._candidates[prompt]:
-                one.follow(text, pieces)
+                one.follow(text, pieces, shown=self._request.echo)
         shows = self._request.echo
         yield PromptScored(
             prompt,
