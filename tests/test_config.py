@@ -8,7 +8,9 @@ import msgspec
 import pytest
 
 from andthen import config
-from andthen.config import ConfigError, load, settings_markdown, variable_name
+from andthen.config import ConfigError, load
+from andthen.config.markdown import settings_markdown
+from andthen.config.values import setting_types, variable_name
 
 
 @pytest.fixture
@@ -104,7 +106,7 @@ FILE_ERRORS = {
     "an inline table": ("\nserver = {port = 'x'}\n", "line 2: "),
     "models that are none": ("models = 1\n", r"line 1: `models` holds a table"),
     "a model that is none": ("[models]\n'local/x' = 1\n", r"line 2: `local/x` is a table"),
-    "another vendor": ("[models.'openai/x']\n", r"line 1: .*a local model's name is local/"),
+    "a name that is none": ("[models.'x']\n", r'line 1: \[models\."x"\]: a model is named vendor/model'),
     "a model without a file": ("[models.'local/x']\ncontext = 1\n", r'line 1: .*needs either `path = "x.gguf"`'),
     "a model with two files": ("[models.'local/x']\npath = 'a'\nhf = 'a/b:c.gguf'\n", "line 1: .*needs either"),
     "a model's unknown setting": (
@@ -222,7 +224,7 @@ def test_a_model_named_twice_is_told(environ: dict[str, str], gguf: Path) -> Non
 def test_every_setting_says_what_it_is_for() -> None:
     page = settings_markdown()
     for section, kind in config.SECTIONS.items():
-        for name in config.setting_types(kind):
+        for name in setting_types(kind):
             assert f"`{name}`<br>`{variable_name(section, name)}`" in page
     for line in page.splitlines():
         if line.startswith("| `"):

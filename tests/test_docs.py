@@ -26,7 +26,7 @@ from tests.serving import Server, serving
 ROOT = Path(__file__).parent.parent
 BLOCK = re.compile(r"^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.DOTALL | re.MULTILINE)
 CLIENTS = {"openai": "openai", "scale_gp": "scale-gp", "scale_gp_beta": "scale-gp-beta"}
-HOUSE_FILE = Path(config.__file__).parent / "engine" / "house" / "tale.gguf"
+HOUSE_FILE = Path(config.load({}).engine.models[config.HOUSE_MODEL].path)
 TIMEOUT_S = 120
 
 

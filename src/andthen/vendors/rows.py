@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import fnmatch
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -22,6 +23,7 @@ from andthen.plan.abilities import Abilities, Row, remote
 from andthen.wire.base import Wire
 
 LANGUAGES_FILE = "languages.toml"
+_PATTERN = re.compile(r"[*?\[]")
 
 
 class Profile(Row, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,6 +69,10 @@ class VendorRow(Profile, frozen=True, kw_only=True, forbid_unknown_fields=True):
         language = next((row.language for row in reversed(fitting) if row.language), self.language)
         return resolved(language, [self, *fitting, *over])
 
+    def listed(self) -> list[str]:
+        """The vendor's own names of models that lists show."""
+        return [row.match for row in self.models if not _PATTERN.search(row.match)]
+
 
 class Resolved(Struct, frozen=True, kw_only=True):
     """Profiles put over one another."""
@@ -88,11 +94,12 @@ def resolved(language: str, profiles: Sequence[Profile]) -> Resolved:
     """The language's own row with `profiles` over it, the last the strongest."""
     merged = languages()[language]
     for profile in profiles:
-        merged = _over(merged, profile)
+        merged = laid_over(merged, profile)
     return Resolved(language=language, profile=merged)
 
 
-def _over(below: Profile, above: Profile) -> Profile:
+def laid_over(below: Profile, above: Profile) -> Profile:
+    """`above` where it says something, else `below`; tables entry by entry."""
     values: dict[str, Any] = {}
     for field in Profile.__struct_fields__:
         low, high = getattr(below, field), getattr(above, field)
@@ -118,6 +125,12 @@ def vendors() -> Mapping[str, VendorRow]:
         for file in files
         if file.name != LANGUAGES_FILE
     }
+
+
+def dialect_fields(language: str) -> tuple[str, ...]:
+    """What a dialect of the language may say."""
+    names: tuple[str, ...] = _language(language).__struct_fields__
+    return names
 
 
 def _language(name: str) -> type[Any]:

@@ -5,16 +5,28 @@ Filled in by the configuration; carried to the workers as JSON, secrets included
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator
+from typing import Annotated, Any
 
 from msgspec import Meta, Struct
 
-from andthen.vendors.rows import Profile
+from andthen.vendors.rows import Profile, Resolved, resolved, vendors
+from andthen.wire.base import Target
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 
-class Timeouts(Struct, frozen=True, kw_only=True):
+class _Guarded(Struct, frozen=True):
+    """Shows no secret where it is printed."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(…)"
+
+    def __rich_repr__(self) -> list[tuple[str, Any]]:
+        return []
+
+
+class Timeouts(_Guarded, frozen=True, kw_only=True):
     connect_s: Seconds = 10.0
     """How long a connection, TLS included, may take."""
     first_token_s: Seconds = 60.0
@@ -45,7 +57,7 @@ class UpstreamSettings(Timeouts, frozen=True, kw_only=True, forbid_unknown_field
     """How long the first time; each further failure doubles it, up to a minute."""
 
 
-class Access(Struct, frozen=True, kw_only=True):
+class Access(_Guarded, frozen=True, kw_only=True):
     """How a server is reached."""
 
     timeouts: Timeouts = Timeouts()
@@ -55,7 +67,7 @@ class Access(Struct, frozen=True, kw_only=True):
     """Its address may be one of this machine or its network."""
 
 
-class Remote(Struct, frozen=True, kw_only=True):
+class Remote(_Guarded, frozen=True, kw_only=True):
     """A model at a vendor, or (`model` empty) all models of a vendor, by their own names."""
 
     vendor: str
@@ -71,6 +83,23 @@ class Remote(Struct, frozen=True, kw_only=True):
     """What the operator's tables say, over the row."""
     access: Access = Access()
 
+    def resolved(self, model: str = "") -> Resolved:
+        """How it is spoken to, and what it takes; `model` is the vendor's own name, where this stands for all."""
+        if self.prefix:
+            return vendors()[self.prefix].resolve(self.model or model, [self.over])
+        return resolved(self.language, [self.over])
+
+    def target(self, model: str = "", *, at_s: float) -> Target:
+        """Whom a call at `at_s` (Unix time) is for."""
+        return Target(
+            vendor=self.vendor,
+            address=self.address,
+            model=self.model or model,
+            key=self.key,
+            headers=tuple(self.headers.items()),
+            at_s=at_s,
+        )
+
 
 class Share(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One of the deployments that a name stands for."""
@@ -83,7 +112,7 @@ class Share(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Those of a higher order are only asked when all of the lower have failed or cool down."""
 
 
-class Upstream(Struct, frozen=True, kw_only=True):
+class Upstream(_Guarded, frozen=True, kw_only=True):
     """Everything that stands behind the endpoint beside the embedded engine."""
 
     settings: UpstreamSettings = UpstreamSettings()
@@ -92,4 +121,21 @@ class Upstream(Struct, frozen=True, kw_only=True):
     models: dict[str, Remote] = {}
     """By whole name: models with a table of their own."""
     routes: dict[str, tuple[Share, ...]] = {}
-    """By whole name: names that stand for several deployments, or are an alias of one."""
+    """By whole name: names that stand for several deployments, or are an alias of one. A share's model is never such a
+    name itself."""
+
+    def find(self, name: str) -> tuple[Remote, str] | None:
+        """The model of a whole name, and the vendor's own name of it; None of a route's or an unknown name."""
+        if (own := self.models.get(name)) is not None:
+            return own, own.model
+        prefix, _, model = name.partition("/")
+        vendor = self.vendors.get(prefix)
+        return (vendor, model) if vendor is not None and model else None
+
+    def listed(self) -> Iterator[str]:
+        """The whole names to show: those with a table of their own, then those that the vendors' rows list."""
+        yield from self.models
+        for prefix, vendor in self.vendors.items():
+            for model in vendors()[vendor.prefix].listed() if vendor.prefix else ():
+                if (name := f"{prefix}/{model}") not in self.models:
+                    yield name

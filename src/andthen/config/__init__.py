@@ -1,0 +1,164 @@
+"""Settings: from the command line, then `ANDTHEN_*` variables, then `andthen.toml`, then the defaults.
+
+Everything is checked at start; an error names the file, the line, the setting and the remedy. A setting is a field of
+one of the structs in `SECTIONS`, and nothing else: what is here is read, checked and documented by itself. Knows no
+server and no engine, only what can be set about them.
+"""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import msgspec
+import platformdirs
+from msgspec import Struct
+
+from andthen.config.file import FILE_NAME, FILE_VARIABLE, SettingsFile
+from andthen.config.local_models import HOUSE_MODEL, local_models
+from andthen.config.upstream import upstream
+from andthen.config.values import PREFIX, ConfigError, checked, describe, near, setting_types, variable_name
+from andthen.contract.request import Limits
+from andthen.engine.settings import EngineSettings
+from andthen.logs import LogSettings
+from andthen.server.settings import ServerSettings
+from andthen.vendors.settings import Upstream, UpstreamSettings
+
+__all__ = ["DATABASE_NAME", "FILE_NAME", "HOUSE_MODEL", "SECTIONS", "Config", "ConfigError", "home_folder", "load"]
+
+DATABASE_NAME = "andthen.db"
+HOME_VARIABLE = "ANDTHEN_HOME"
+
+SECTIONS: dict[str, type[Struct]] = {
+    "server": ServerSettings,
+    "limits": Limits,
+    "engine": EngineSettings,
+    "upstream": UpstreamSettings,
+    "logs": LogSettings,
+}
+_TABLES = ("models", "vendors")
+"""What holds tables by name."""
+
+
+class Config(Struct, frozen=True, kw_only=True):
+    """Everything that was set, checked."""
+
+    home: Path
+    """The folder of the state: keys and what is made at run time."""
+    file: Path | None
+    """The settings file that was read, if one was."""
+    server: ServerSettings
+    limits: Limits
+    engine: EngineSettings
+    upstream: Upstream
+    logs: LogSettings
+
+    @property
+    def database(self) -> Path:
+        return self.home / DATABASE_NAME
+
+
+def load(
+    environ: Mapping[str, str],
+    *,
+    file: Path | None = None,
+    options: Mapping[tuple[str, str], object] | None = None,
+    models: Sequence[str] = (),
+) -> Config:
+    """Reads and checks all settings.
+
+    Args:
+        environ: the environment variables.
+        file: the settings file; None looks at `ANDTHEN_CONFIG`, then for `andthen.toml` in the state's folder.
+        options: (section, setting) → value, from the command line.
+        models: `NAME=PATH` or `NAME=hf:owner/repo:file.gguf`; a NAME without a slash becomes `local/NAME`.
+
+    Raises:
+        ConfigError
+    """
+    _check_variables(environ)
+    home = home_folder(environ)
+    settings = SettingsFile.find(file, environ, home)
+    for name in settings.table:
+        if name not in SECTIONS and name not in _TABLES:
+            raise settings.error([name], _no_section(name))
+    sections = {name: _section(name, kind, settings, environ, options or {}) for name, kind in SECTIONS.items()}
+    local = local_models(settings, models)
+    remote = upstream(typing.cast("UpstreamSettings", sections["upstream"]), settings, environ, local)
+    if not (local or remote.vendors or remote.models):
+        raise ConfigError(
+            "no model is enabled: enable one in [models], name a file with --model NAME=PATH, or set a vendor's key"
+        )
+    engine = msgspec.structs.replace(typing.cast("EngineSettings", sections["engine"]), models=local)
+    return Config(
+        home=home,
+        file=settings.path,
+        server=typing.cast("ServerSettings", sections["server"]),
+        limits=typing.cast("Limits", sections["limits"]),
+        engine=engine,
+        upstream=remote,
+        logs=typing.cast("LogSettings", sections["logs"]),
+    )
+
+
+def home_folder(environ: Mapping[str, str]) -> Path:
+    """`$ANDTHEN_HOME`, or the platform's folder for an application's data."""
+    if named := environ.get(HOME_VARIABLE):
+        return Path(named).expanduser().absolute()
+    return platformdirs.user_data_path("andthen", appauthor=False)
+
+
+def _no_section(name: str) -> str:
+    homes = [f"[{section}]" for section, kind in SECTIONS.items() if name in setting_types(kind)]
+    if homes:
+        return f"`{name}` is a setting of {' and of '.join(homes)}: write it below that line"
+    return f"there is no section [{name}]. {near(name, [*SECTIONS, *_TABLES])}"
+
+
+def _section(
+    section: str,
+    kind: type[Struct],
+    file: SettingsFile,
+    environ: Mapping[str, str],
+    options: Mapping[tuple[str, str], object],
+) -> Struct:
+    table = file.table.get(section, {})
+    if not isinstance(table, dict):
+        raise file.error([section], f"`{section}` is a table: write [{section}] on a line of its own, settings below")
+    types = setting_types(kind)
+    for name in table:
+        if name not in types:
+            raise file.error([section, name], f"[{section}] has no setting `{name}`. {near(name, types)}")
+    given: dict[str, object] = {}
+    for name, wanted in types.items():
+        variable = variable_name(section, name)
+        if name in table:
+            given[name] = file.checked((section, name), f"[{section}] {name}", wanted)
+        if text := environ.get(variable):
+            given[name] = _parsed(text, wanted, variable)
+        if (value := options.get((section, name))) is not None:
+            given[name] = _option(value, wanted, name)
+    return kind(**given)
+
+
+def _option(value: object, wanted: object, name: str) -> object:
+    return checked(value, wanted, lambda rule: ConfigError(f"--{name.replace('_', '-')} {rule}"))
+
+
+def _parsed(text: str, wanted: object, variable: str) -> object:
+    listed = isinstance(msgspec.inspect.type_info(wanted), msgspec.inspect.VarTupleType)
+    value: object = [part.strip() for part in text.split(",")] if listed else text
+    try:
+        return msgspec.convert(value, wanted, strict=False)
+    except msgspec.ValidationError:
+        raise ConfigError(f"{variable}: must be {describe(wanted)}. Change or unset the variable") from None
+
+
+def _check_variables(environ: Mapping[str, str]) -> None:
+    known = {HOME_VARIABLE, FILE_VARIABLE} | {
+        variable_name(section, name) for section, kind in SECTIONS.items() for name in setting_types(kind)
+    }
+    for variable in sorted(environ):
+        if variable.startswith(PREFIX) and variable not in known:
+            raise ConfigError(f"{variable}: no such setting. {near(variable, known)} Or unset the variable.")
