@@ -150,9 +150,12 @@ def test_models(scripted: Running, path: str) -> None:
     (card,) = listed["data"]
     assert card == scripted.ask("GET", f"{path}/local/count").json
     assert (card["id"], card["object"], card["owned_by"]) == ("local/count", "model", "local")
-    assert card["capabilities"]["n"] == {"how": "native", "why": None}
+    assert card["capabilities"]["n"] == {"how": "native", "why": None, "minimum": 1, "maximum": 128}
     assert card["capabilities"]["suffix"]["how"] == "refused"
     assert card["capabilities"]["suffix"]["why"]
+    assert not card["fill_in_the_middle"]
+    assert card["prompt_forms"]["token_ids"]["how"] == card["prompt_logprobs"]["how"] == "native"
+    assert (card["context_length"] is None, card["vocab_size"] is None) == (False, False)
     assert scripted.ask("GET", f"{path}/local%2Fcount").json == card
     for name in ("local/none", "local", "", "local/count/", "../../etc/passwd"):
         assert scripted.ask("GET", f"{path}/{name}").status == 404, name

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from typing import Literal
 
-from msgspec import Struct
+from msgspec import UNSET, Struct, UnsetType
 
 
-class Capability(Struct):
-    """What becomes of one field of the request on a model."""
+class Capability(Struct, kw_only=True):
+    """What becomes of one field of the request on a model. A bound that is not there is unknown or none."""
 
     how: Literal["native", "emulated", "refused"]
     why: str | None = None
+    """Why it is refused, or only best effort; goes on from "because"."""
+    word: str | UnsetType = UNSET
+    """What `x-andthen-plan` says, where that is more: `fan-out`, `scanned`, `best-effort`."""
+    minimum: float | UnsetType = UNSET
+    maximum: float | UnsetType = UNSET
+    """The least and the greatest value; of `stop`, how many."""
+    native_minimum: float | UnsetType = UNSET
+    native_maximum: float | UnsetType = UNSET
+    """Between these it is native, outside as `word` says."""
 
 
 class ModelCard(Struct, kw_only=True):
@@ -26,6 +35,14 @@ class ModelCard(Struct, kw_only=True):
     """Longest prompt and completion together, in tokens, where it is known."""
     deterministic: bool
     """A seed gives the same text alone and under load."""
+    vocab_size: int | None = None
+    """Token ids are below this; null where the model's tokens are not ours to see."""
+    fill_in_the_middle: bool
+    """`suffix` is taken."""
+    prompt_forms: dict[str, Capability]
+    """A prompt is one of `text`, `texts`, `token_ids`, `token_id_lists`; `empty`: it may be an empty text."""
+    prompt_logprobs: Capability
+    """`echo` together with `logprobs`."""
     capabilities: dict[str, Capability]
     """By the names of the request's fields."""
 

@@ -100,11 +100,15 @@ class Abilities(Struct, frozen=True, kw_only=True):
     always: tuple[str, ...] = ()
     """Fields that the model is told also when the caller left them out."""
 
+    @property
+    def fill_in_the_middle(self) -> bool:
+        return self.parameters["suffix"].support == "native"
+
     def row(self) -> dict[str, Any]:
         """The row as JSON shows it."""
         values: dict[str, Any] = msgspec.to_builtins(self)
         del values["model"], values["always"]
-        values["fill_in_the_middle"] = self.parameters["suffix"].support == "native"
+        values["fill_in_the_middle"] = self.fill_in_the_middle
         return values
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
 from andthen.complete import find
 from andthen.contract.listing import Capability, ModelCard, ModelList
 from andthen.contract.names import parse_name
+from andthen.plan.abilities import Ability
 from andthen.server.http import JSON, Exchange
 from andthen.server.services import Services
 from andthen.sources import Deployment
@@ -34,7 +36,24 @@ def _card(services: Services, deployment: Deployment) -> ModelCard:
         owned_by=parse_name(deployment.model).vendor,
         context_length=abilities.context,
         deterministic=abilities.deterministic,
-        capabilities={
-            name: Capability(ability.support, ability.reason or None) for name, ability in abilities.parameters.items()
-        },
+        vocab_size=abilities.vocab_size,
+        fill_in_the_middle=abilities.fill_in_the_middle,
+        prompt_forms={form: _capability(ability) for form, ability in abilities.prompt_forms.items()},
+        prompt_logprobs=_capability(abilities.prompt_logprobs),
+        capabilities={name: _capability(ability) for name, ability in abilities.parameters.items()},
+    )
+
+
+def _capability(ability: Ability) -> Capability:
+    def told(bound: float | None) -> float | UnsetType:
+        return UNSET if bound is None else bound
+
+    return Capability(
+        how=ability.support,
+        why=ability.reason or None,
+        word=ability.how or UNSET,
+        minimum=told(ability.minimum),
+        maximum=told(ability.maximum),
+        native_minimum=told(ability.native_minimum),
+        native_maximum=told(ability.native_maximum),
     )
