@@ -67,7 +67,8 @@ def failure(error: VendorError, request: CompletionRequest, target: Target) -> A
         return NoCapacity(f"{says} It is overloaded: wait before the next try.", retry_after_s=error.retry_after_s)
     if 300 <= status < 400:
         return UpstreamRefused(f"{says} Redirects are not followed: the address is the operator's to mend.")
-    if 400 <= status < 500:
+    # 424: what the vendor itself depends on has failed.
+    if 400 <= status < 500 and status != 424:
         return UpstreamRefused(f"{says} Another try won't help.")
     return UpstreamFailed(f"{says} Send the request again.", retry_after_s=error.retry_after_s)
 
@@ -97,7 +98,8 @@ def retry_after_s(headers: Headers) -> int | None:
 def redacted(message: str, request: CompletionRequest, target: Target) -> str:
     """A vendor's message in one line of printable text, without keys and without what it quotes of the request."""
     message = " ".join("".join(letter if letter.isprintable() else " " for letter in message).split())
-    secrets = [target.key, *(prompt for prompt in request.prompts if isinstance(prompt, str)), request.suffix or ""]
+    prompts = [prompt for prompt in request.prompts if isinstance(prompt, str)]
+    secrets = [*target.key.split("\n"), *prompts, request.suffix or ""]
     for secret in secrets:
         for part in {secret, " ".join(secret.split())}:
             if len(part) > 3:
