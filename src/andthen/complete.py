@@ -1,34 +1,57 @@
-"""The straight line of one request: a name → its deployment → a plan → the attempt → events. Knows no HTTP.
+"""The straight line of one request: a name → its deployments → a plan for each → attempts → events. Knows no HTTP.
 
-Stream or not is the same line; who asks folds the events or passes them on.
+Stream or not is the same line; who asks folds the events or passes them on. Another deployment steps in only before
+the first event, so a reply has one model.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+import time
+from collections.abc import AsyncGenerator
 
-from andthen.contract.errors import ModelNotFound
+from andthen.catalog import Catalog
+from andthen.contract.errors import (
+    AndthenError,
+    EngineRestarted,
+    ModelNotFound,
+    NoCapacity,
+    RateLimited,
+    UnsupportedParameter,
+    UpstreamError,
+    UpstreamRefused,
+)
 from andthen.contract.events import Event, Usage
-from andthen.contract.names import parse_name
 from andthen.contract.request import CompletionRequest
 from andthen.plan.plan import Plan, plan
-from andthen.sources import Deployment
+from andthen.sources import Allowance, Ask, Deployment
+
+_ANOTHER_MAY_DO = (EngineRestarted, ModelNotFound, NoCapacity, RateLimited, UpstreamError)
+"""What a fallback may cure. The rest is the request's own fault."""
 
 
 class Work:
-    """A request that a model takes, planned and not yet begun."""
+    """A request that some deployment takes, planned and not yet begun."""
 
-    __slots__ = ("_owner", "_request", "began_s", "deployment", "plan", "usage")
+    __slots__ = ("_allowance", "_candidates", "_catalog", "_owner", "_request", "began_s", "deployment", "fingerprint",
+                 "plan", "usage")  # fmt: skip
 
-    def __init__(self, owner: str, request: CompletionRequest, deployment: Deployment, planned: Plan) -> None:
+    def __init__(
+        self, owner: str, request: CompletionRequest, catalog: Catalog, candidates: list[tuple[Deployment, Plan]]
+    ) -> None:
+        settings = catalog.upstream.settings
         self._owner = owner
         self._request = request
-        self.deployment = deployment
-        self.plan = planned
+        self._catalog = catalog
+        self._candidates = candidates
+        self._allowance = Allowance(settings.retries, time.monotonic() + settings.deadline_s)
+        self.deployment, self.plan = candidates[0]
+        """Who answers, and how; settled with the first events."""
+        self.fingerprint: str | None = None
+        """What `system_fingerprint` tells, once events have come."""
         self.began_s: float | None = None
         """When the first event's turn had come, by `time.monotonic`."""
         self.usage: Usage | None = None
-        """What was processed, once the events have ended, whatever ended them."""
+        """What was processed in all, once the events have ended, whatever ended them."""
 
     async def events(self) -> AsyncGenerator[list[Event]]:
         """Does the work. To be closed (`contextlib.aclosing`): that ends it, and waits until it has ended.
@@ -36,36 +59,86 @@ class Work:
         Raises:
             AndthenError
         """
-        attempt = self.deployment.source.open(self._owner, self.deployment.model, self._request)
+        for number, (deployment, planned) in enumerate(self._candidates, start=1):
+            self.deployment, self.plan = deployment, planned
+            last = number == len(self._candidates)
+            began = False
+            try:
+                async for events in self._attempt(deployment, planned):
+                    began = True
+                    yield events
+                return
+            except _ANOTHER_MAY_DO:
+                if began or last or not self._allowance.take():
+                    raise
+
+    async def _attempt(self, deployment: Deployment, planned: Plan) -> AsyncGenerator[list[Event]]:
+        health = self._catalog.health(deployment)
+        health.asked(time.monotonic())
+        attempt = deployment.source.open(Ask(self._owner, deployment.model, self._request, planned, self._allowance))
         try:
             async with attempt:
                 async for events in attempt:
-                    self.began_s = attempt.began_s
+                    self.began_s, self.fingerprint = attempt.began_s, attempt.fingerprint
                     yield events
+            health.succeeded()
+        except AndthenError as error:
+            if deployment.cools and isinstance(error, _ANOTHER_MAY_DO) and not isinstance(error, UpstreamRefused):
+                own_s = error.retry_after_s if error.retry_after_s != error.usual_retry_after_s else None
+                health.failed(time.monotonic(), own_s, self._catalog.upstream.settings)
+            raise
         finally:
-            self.usage = attempt.usage
+            health.left()
+            self._count(attempt.usage)
+
+    def _count(self, usage: Usage | None) -> None:
+        """Adds an attempt's."""
+        if self.usage is None or usage is None:
+            self.usage = usage or self.usage
+        else:
+            self.usage = Usage(
+                self.usage.prompt_tokens + usage.prompt_tokens,
+                self.usage.completion_tokens + usage.completion_tokens,
+                _sum(self.usage.cached_tokens, usage.cached_tokens),
+                _sum(self.usage.reasoning_tokens, usage.reasoning_tokens),
+                max(self.usage.source, usage.source, key=("vendor", "counted", "estimated").index),
+            )
 
 
-def prepare(owner: str, request: CompletionRequest, deployments: Mapping[str, Deployment]) -> Work:
-    """Finds the model and plans the request for it.
+def _sum(one: int | None, other: int | None) -> int | None:
+    return one if other is None else other if one is None else one + other
+
+
+def prepare(owner: str, request: CompletionRequest, catalog: Catalog) -> Work:
+    """Finds the deployments and plans the request for each; those that refuse it are passed over.
 
     Args:
         owner: the id of the key that asks.
-        deployments: by whole name, those that this key may use.
 
     Raises:
-        ModelNotFound, UnsupportedParameter
+        ModelNotFound, EngineRestarted
+        UnsupportedParameter: all refuse; the first's reason.
+        NoCapacity: all that take it cool down.
     """
-    deployment = find(request.model, deployments)
-    others = [other.abilities for other in deployments.values()]
-    return Work(owner, request, deployment, plan(request, deployment.abilities, others))
+    taking: list[tuple[Deployment, Plan]] = []
+    refusals: list[UnsupportedParameter] = []
+    for deployment in catalog.candidates(request.model):
+        try:
+            taking.append((deployment, plan(request, deployment.abilities, catalog.abilities())))
+        except UnsupportedParameter as refusal:
+            refusals.append(refusal)
+    if not taking:
+        raise refusals[0]
+    return Work(owner, request, catalog, _able(taking, catalog))
 
 
-def find(model: str, deployments: Mapping[str, Deployment]) -> Deployment:
-    """The deployment of a whole name. Raises `ModelNotFound`."""
-    deployment = deployments.get(str(parse_name(model)))
-    if deployment is None:
-        raise ModelNotFound(
-            "There is no such model: `GET /v1/models` lists the names that this key may use.", param="model"
+def _able(taking: list[tuple[Deployment, Plan]], catalog: Catalog) -> list[tuple[Deployment, Plan]]:
+    now_s = time.monotonic()
+    waits_s = [catalog.health(deployment).open_in_s(now_s) for deployment, _ in taking]
+    if all(waits_s):
+        raise NoCapacity(
+            "Everything behind this model has failed lately and is left in peace for a while: wait before the next "
+            "try, or use another model.",
+            retry_after_s=max(1, round(min(waits_s))),
         )
-    return deployment
+    return [one for one, wait_s in zip(taking, waits_s, strict=True) if not wait_s]

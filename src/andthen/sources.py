@@ -1,10 +1,11 @@
 """Where text comes from: a source turns a request into events. Knows no HTTP and no key.
 
-Today there is one, the embedded engine in its own process.
+Here is what every source is, and the embedded engine in its own process; `remote` has the others.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol, Self
@@ -18,6 +19,35 @@ from andthen.contract.request import CompletionRequest
 from andthen.engine.client import EngineClient
 from andthen.engine.messages import ModelInfo
 from andthen.plan.abilities import Abilities, local
+from andthen.plan.plan import Plan
+
+
+class Allowance(Struct):
+    """What one request may still do over, whoever does it: so that no retry of a retry makes a storm."""
+
+    retries: int
+    due_s: float
+    """When it must have ended, by `time.monotonic`."""
+
+    def take(self, after_s: float = 0.0) -> bool:
+        """Whether something may be done over `after_s` from now; if so, that counts."""
+        if self.retries <= 0 or time.monotonic() + after_s >= self.due_s:
+            return False
+        self.retries -= 1
+        return True
+
+
+class Ask(Struct, frozen=True):
+    """What is asked of a source."""
+
+    owner: str
+    """Whose turn it is, where several wait."""
+    model: str
+    """The whole name of the source's model."""
+    request: CompletionRequest
+    plan: Plan
+    """What was decided for that model."""
+    allowance: Allowance
 
 
 class Attempt(Protocol):
@@ -32,6 +62,10 @@ class Attempt(Protocol):
     def began_s(self) -> float | None:
         """When its turn had come, by `time.monotonic`; None before."""
 
+    @property
+    def fingerprint(self) -> str | None:
+        """What `system_fingerprint` tells; settled once events have come."""
+
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(
@@ -45,11 +79,8 @@ class Attempt(Protocol):
 
 
 class Source(Protocol):
-    def open(self, owner: str, model: str, request: CompletionRequest) -> Attempt:
+    def open(self, ask: Ask) -> Attempt:
         """Begins the work.
-
-        Args:
-            owner: whose turn it is, where several wait.
 
         Raises:
             AndthenError: it can't begin.
@@ -61,10 +92,10 @@ class Deployment(Struct, frozen=True):
 
     model: str
     """The whole name, `vendor/model`."""
-    fingerprint: str | None
-    """What `system_fingerprint` tells."""
     abilities: Abilities
     source: Source
+    cools: bool = False
+    """After failures it is left in peace for a while."""
 
 
 class Local:
@@ -76,8 +107,8 @@ class Local:
         self._described: Mapping[str, ModelInfo] = {}
         self._deployments: dict[str, Deployment] = {}
 
-    def open(self, owner: str, model: str, request: CompletionRequest) -> Attempt:
-        return self._engine.submit(owner, model, request)
+    def open(self, ask: Ask) -> Attempt:
+        return self._engine.submit(ask.owner, ask.model, ask.request)
 
     def deployments(self) -> Mapping[str, Deployment]:
         """The engine's models, by whole name.
@@ -94,7 +125,7 @@ class Local:
         return self._deployments
 
     def _deployment(self, model: ModelInfo) -> Deployment:
-        return Deployment(model.name, model.fingerprint, abilities(model, self._limits), self)
+        return Deployment(model.name, abilities(model, self._limits), self)
 
 
 def abilities(model: ModelInfo, limits: Limits) -> Abilities:

@@ -256,6 +256,7 @@ class _Supervisor:
             started_at=self._started_at,
             server=self._config.server,
             limits=self._config.limits,
+            upstream=self._config.upstream,
             logs=self._config.logs,
         )
 

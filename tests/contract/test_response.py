@@ -20,10 +20,10 @@ def asked(**fields: Any) -> CompletionRequest:
 
 
 def fold(request: CompletionRequest, events: list[Event]) -> dict[str, Any]:
-    completion = Completion(request, HEAD)
+    completion = Completion(request)
     for event in events:
         completion.feed(event)
-    return dict(json.loads(completion.body()))
+    return dict(json.loads(completion.body(HEAD)))
 
 
 def chunks(request: CompletionRequest, events: list[Event]) -> list[dict[str, Any]]:

@@ -122,11 +122,11 @@ def test_what_is_sent_is_as_documented() -> None:
         Finished(0, 0, "stop"),
         Usage(1, 1, 0, 0),
     ]
-    completion, stream = Completion(request, head), Stream(request, head)
+    completion, stream = Completion(request), Stream(request, head)
     for event in events:
         completion.feed(event)
         frame = stream.feed(event)
         assert valid("CompletionChunk", json.loads(frame.removeprefix(b"data: ")))
-    assert valid("CompletionReply", json.loads(completion.body()))
+    assert valid("CompletionReply", json.loads(completion.body(head)))
     assert valid("ErrorReply", json.loads(error_body(ModelNotFound("No such model.", param="model"))))
     assert not valid("ErrorReply", {"error": {"message": "", "type": "?", "param": None, "code": "?"}})

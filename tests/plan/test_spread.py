@@ -29,7 +29,7 @@ SAMPLING: dict[str, Take] = dict.fromkeys(
 
 def row(takes: dict[str, Take] | None = None, **fields: Any) -> Abilities:
     """A server that takes one text and gives one choice, with nothing but sampling of its own."""
-    fields = {"prompts": ("text", "token_ids", "empty"), "prompt_logprobs": True, "deterministic": True} | fields
+    fields = dict[str, Any](prompts=("text", "token_ids", "empty"), prompt_logprobs=True, deterministic=True) | fields
     return remote(MODEL, Row(takes=SAMPLING | (takes or {}), **fields), LIMITS)
 
 
@@ -81,7 +81,7 @@ prompts = st.one_of(words, ids, st.lists(words, min_size=1, max_size=3), st.list
 
 @st.composite
 def bodies(draw: st.DrawFn) -> dict[str, Any]:
-    body = {
+    body: dict[str, Any] = {
         "prompt": draw(prompts),
         "n": draw(st.integers(1, 3)),
         "max_tokens": draw(st.integers(0, 12)),

@@ -170,10 +170,10 @@ def _print_json(request: CompletionRequest, head: Head, events: Iterable[Event])
             out.write(stream.feed(event))
             out.flush()
         return
-    completion = Completion(request, head)
+    completion = Completion(request)
     for event in events:
         completion.feed(event)
-    out.write(completion.body() + b"\n")
+    out.write(completion.body(head) + b"\n")
 
 
 def _print_text(request: CompletionRequest, events: Iterable[Event]) -> None:

@@ -128,9 +128,8 @@ def error_frame(error: AndthenError) -> bytes:
 class Completion:
     """Folds the events into one reply."""
 
-    def __init__(self, request: CompletionRequest, head: Head) -> None:
+    def __init__(self, request: CompletionRequest) -> None:
         self._request = request
-        self._head = head
         choices = len(request.prompts) * request.n
         self._texts: list[list[str]] = [[] for _ in range(choices)]
         self._tokens: list[list[Token]] = [[] for _ in range(choices)]
@@ -153,7 +152,7 @@ class Completion:
             case Usage():
                 self._usage = event
 
-    def body(self) -> bytes:
+    def body(self, head: Head) -> bytes:
         """The reply, once all events are in.
 
         Raises:
@@ -162,7 +161,6 @@ class Completion:
         if self._usage is None:
             raise InternalError("The model's work ended without its usage: send the request again.")
         choices = [self._choice(index, reason) for index, reason in enumerate(self._reasons)]
-        head = self._head
         return _encode(
             CompletionReply(
                 head.id, "text_completion", head.created, head.model, choices, head.system_fingerprint,

@@ -94,7 +94,8 @@ class EngineClient:
             EngineRestarted: there is no engine at the moment.
         """
         link = self._linked()
-        job = Job(next(self._numbers), link, self._jobs)
+        known = self.models.get(model)
+        job = Job(next(self._numbers), link, self._jobs, known.fingerprint if known else None)
         link.ask(Submit(job.number, owner, model, request))
         return job
 
@@ -187,10 +188,14 @@ class Job:
     far as the engine lived to say it.
     """
 
-    __slots__ = ("_error", "_events", "_jobs", "_link", "_over", "_taken", "_waiter", "began_s", "number", "usage")
+    __slots__ = (
+        "_error", "_events", "_jobs", "_link", "_over", "_taken", "_waiter", "began_s", "fingerprint", "number",
+        "usage",
+    )  # fmt: skip
 
-    def __init__(self, number: int, link: _EngineLink, jobs: dict[int, Job]) -> None:
+    def __init__(self, number: int, link: _EngineLink, jobs: dict[int, Job], fingerprint: str | None) -> None:
         self.number = number
+        self.fingerprint = fingerprint
         self.usage: Usage | None = None
         self.began_s: float | None = None
         """When its turn had come, by `time.monotonic`."""

@@ -63,7 +63,7 @@ class Candidate:
 
     __slots__ = (
         "_begun", "_cut", "_keeps_nothing", "_logprobs", "_min_tokens", "_offsets", "_reported", "_shows_tokens",
-        "_stops", "generated", "reason", "scored", "seen_bytes", "state",
+        "_stops", "ended", "generated", "reason", "scored", "seen_bytes", "state",
     )  # fmt: skip
 
     def __init__(
@@ -79,6 +79,8 @@ class Candidate:
         self.state = State.WAITING
         self.reason: FinishReason = "length"
         """Why it is done, once it is."""
+        self.ended = False
+        """Its source said that it has ended."""
         self.generated = 0
         """Tokens, as far as its source told them apart."""
         self.seen_bytes = 0
@@ -139,6 +141,7 @@ class Candidate:
     def finish(self, reason: FinishReason, generated: int) -> bool:
         """Its source says that it has ended; True if it was not done before."""
         self.generated += generated
+        self.ended = True
         if self.state is not State.DONE:
             stopped = self._cut.finish()
             self.state = NEXT[self.state, Input.END]

@@ -6,7 +6,7 @@ and with the models that would take it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
 from msgspec import Struct
 from msgspec.structs import fields
@@ -58,11 +58,11 @@ class Plan(Struct, frozen=True, kw_only=True):
         return ", ".join(f"{parameter}={word}" for parameter, word in self.steps)
 
 
-def plan(request: CompletionRequest, abilities: Abilities, others: Sequence[Abilities] = ()) -> Plan:
+def plan(request: CompletionRequest, abilities: Abilities, others: Iterable[Abilities] = ()) -> Plan:
     """Decides each parameter that the caller gave.
 
     Args:
-        others: the rows of all configured models, for the remedy in the refusal.
+        others: the rows of all configured models, for the remedy in the refusal; read only then.
 
     Raises:
         UnsupportedParameter: the model does not take a parameter, or not this value of it.
@@ -206,7 +206,7 @@ def _whole(bound: float | None) -> int:
     return int(bound or 0)
 
 
-def _remedy(request: CompletionRequest, parameter: str, others: Sequence[Abilities]) -> str:
+def _remedy(request: CompletionRequest, parameter: str, others: Iterable[Abilities]) -> str:
     takers = [
         other.model
         for other in others

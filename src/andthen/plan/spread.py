@@ -173,8 +173,10 @@ class Spread:
         return part.number not in self._fed
 
     def wanted(self, part: Part) -> bool:
-        """Whether its call has anything more to bring."""
-        return not all(one.done for one in self._of(part))
+        """Whether its call has anything more to bring: text, or its usage after the end. Not, once all its candidates
+        are done and the vendor goes on with one that ended here."""
+        everyone = list(self._of(part))
+        return not all(one.done for one in everyone) or all(one.ended for one in everyone)
 
     def end(self) -> list[Event]:
         """All parts are closed: the last event."""

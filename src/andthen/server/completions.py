@@ -23,6 +23,7 @@ from andthen.server.settings import ServerSettings
 _FAIL_ON_DONE = (b"SGPClient/", b"AsyncSGPClient/")
 """How the User-Agent of clients begins that take `[DONE]` for a broken chunk (run, scale-gp 0.1.0a62 and
 scale-gp-beta 0.7.0)."""
+_PLAN = b"x-andthen-plan"
 _IGNORED_NAMES = 16
 _IGNORED_BYTES = 1024
 
@@ -38,23 +39,21 @@ async def complete(services: Services, exchange: Exchange) -> None:
     request = parse(body, services.limits)
     if ignored := _ignored(request.ignored):
         exchange.reply_headers.append((b"x-andthen-ignored", ignored))
-    work = prepare(exchange.key_id or "", request, services.local.deployments())
-    exchange.model = work.deployment.model
-    exchange.reply_headers.append((b"x-andthen-plan", work.plan.header().encode()))
-    head = Head(exchange.id, int(time.time()), work.deployment.model, work.deployment.fingerprint)
+    work = prepare(exchange.key_id or "", request, services.catalog)
+    _tell(services, exchange, work)
     try:
         if request.stream:
-            await _stream(services, exchange, request, work, head)
+            await _stream(services, exchange, request, work)
         else:
-            await _whole(services, exchange, request, work, head)
+            await _whole(services, exchange, request, work)
     finally:
         if work.usage is not None:
             usage = work.usage
             exchange.usage = (usage.prompt_tokens, usage.cached_tokens or 0, usage.completion_tokens)
 
 
-async def _whole(services: Services, exchange: Exchange, request: CompletionRequest, work: Work, head: Head) -> None:
-    completion = Completion(request, head)
+async def _whole(services: Services, exchange: Exchange, request: CompletionRequest, work: Work) -> None:
+    completion = Completion(request)
     clock = _Clock(services, exchange, work)
     async with aclosing(work.events()) as batches:
         async for events in batches:
@@ -62,12 +61,12 @@ async def _whole(services: Services, exchange: Exchange, request: CompletionRequ
                 clock.look(events)
             for event in events:
                 completion.feed(event)
-    body = completion.body()
+    body = completion.body(_settle(services, exchange, work))
     await exchange.reply(200, [*JSON, (b"server-timing", clock.header(total=True))], body)
 
 
-async def _stream(services: Services, exchange: Exchange, request: CompletionRequest, work: Work, head: Head) -> None:
-    stream = Stream(request, head)
+async def _stream(services: Services, exchange: Exchange, request: CompletionRequest, work: Work) -> None:
+    stream: Stream | None = None
     clock = _Clock(services, exchange, work)
     reply = _EventStream(exchange, services.settings, clock)
     try:
@@ -75,10 +74,25 @@ async def _stream(services: Services, exchange: Exchange, request: CompletionReq
             async for events in batches:
                 if clock.first_text_s is None:
                     clock.look(events)
+                if stream is None:
+                    stream = Stream(request, _settle(services, exchange, work))
                 await reply.write(b"".join(map(stream.feed, events)))
         await reply.end(DONE if _wants_done(exchange, services.settings) else b"")
     finally:
         reply.close()
+
+
+def _settle(services: Services, exchange: Exchange, work: Work) -> Head:
+    """Who answers is settled: what is the same in all of the reply."""
+    _tell(services, exchange, work)
+    return Head(exchange.id, int(time.time()), work.deployment.model, work.fingerprint)
+
+
+def _tell(services: Services, exchange: Exchange, work: Work) -> None:
+    """Who is about to answer, and how."""
+    exchange.model = services.catalog.label(work.deployment)
+    told = [header for header in exchange.reply_headers if header[0] != _PLAN]
+    exchange.reply_headers[:] = [*told, (_PLAN, work.plan.header().encode())]
 
 
 class _Clock:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import msgspec
 from msgspec import UNSET, UnsetType
 
-from andthen.complete import find
 from andthen.contract.listing import Capability, ModelCard, ModelList
 from andthen.contract.names import parse_name
 from andthen.plan.abilities import Ability
@@ -17,23 +16,23 @@ _encode = msgspec.json.Encoder().encode
 
 
 async def list_models(services: Services, exchange: Exchange) -> None:
-    cards = [_card(services, deployment) for deployment in services.local.deployments().values()]
+    cards = [_card(services, name, deployment) for name, deployment in services.catalog.listed()]
     await exchange.reply(200, JSON, _encode(ModelList(data=cards)))
 
 
 async def show_model(services: Services, exchange: Exchange) -> None:
     """The one that the path ends with."""
     _, _, name = exchange.path.partition("/models/")
-    card = _card(services, find(name, services.local.deployments()))
+    card = _card(services, str(parse_name(name)), services.catalog.find(name))
     await exchange.reply(200, JSON, _encode(card))
 
 
-def _card(services: Services, deployment: Deployment) -> ModelCard:
+def _card(services: Services, name: str, deployment: Deployment) -> ModelCard:
     abilities = deployment.abilities
     return ModelCard(
-        id=deployment.model,
+        id=name,
         created=services.started_at,
-        owned_by=parse_name(deployment.model).vendor,
+        owned_by=parse_name(name).vendor,
         context_length=abilities.context,
         deterministic=abilities.deterministic,
         vocab_size=abilities.vocab_size,

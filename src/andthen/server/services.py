@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from andthen.books.watch import KeyWatch
+from andthen.catalog import Catalog
 from andthen.contract.limits import Limits
 from andthen.engine.client import EngineClient
 from andthen.metrics import ServerMetrics
 from andthen.server.settings import ServerSettings
-from andthen.sources import Local
 
 
 @dataclass
@@ -18,7 +18,7 @@ class Services:
     limits: Limits
     keys: KeyWatch
     engine: EngineClient
-    local: Local
+    catalog: Catalog
     metrics: ServerMetrics
     started_at: int
     """Unix time in seconds at which the server started, the same in all its workers."""

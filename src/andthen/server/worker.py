@@ -26,6 +26,7 @@ from prometheus_client import CollectorRegistry
 from andthen import child, logs, metrics
 from andthen.books.store import open_sqlite
 from andthen.books.watch import KeyWatch
+from andthen.catalog import Catalog
 from andthen.contract.limits import Limits
 from andthen.engine.client import EngineClient
 from andthen.server.app import App
@@ -33,6 +34,8 @@ from andthen.server.protocol import protocol_class
 from andthen.server.services import Services
 from andthen.server.settings import ServerSettings
 from andthen.sources import Local
+from andthen.transport import Transport
+from andthen.vendors.settings import Upstream
 
 COMMAND = (sys.executable, "-m", "andthen.server.worker")
 
@@ -58,6 +61,7 @@ class WorkerBoot(Struct, frozen=True):
     """Unix time in seconds at which the server started."""
     server: ServerSettings
     limits: Limits
+    upstream: Upstream
     logs: logs.LogSettings
 
 
@@ -74,13 +78,13 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
     """
     store = await asyncio.to_thread(open_sqlite, Path(boot.database))
     try:
-        async with KeyWatch(store) as keys, EngineClient(boot.engine_path) as engine:
+        async with KeyWatch(store) as keys, EngineClient(boot.engine_path) as engine, Transport() as transport:
             services = Services(
                 settings=boot.server,
                 limits=boot.limits,
                 keys=keys,
                 engine=engine,
-                local=Local(engine, boot.limits),
+                catalog=Catalog(Local(engine, boot.limits), boot.upstream, transport, boot.limits),
                 metrics=metrics.ServerMetrics(CollectorRegistry()),
                 started_at=boot.started_at,
             )

@@ -65,6 +65,9 @@ class Decoder(Protocol):
     one `Usage`, where the vendor told it.
     """
 
+    fingerprint: str | None
+    """The reply's `system_fingerprint`, once it was told; None where the language has none."""
+
     def feed(self, data: bytes) -> list[Event]:
         """Takes the next bytes of the body.
 

@@ -1,0 +1,198 @@
+"""The source that is a vendor's API or another server: plan → calls → events, with retries inside the request's bounds.
+
+A call that fails is made again only where nothing of it can have been billed, and nothing of it was passed on. All
+calls of a request stand in one scope: when one fails for good, or the caller leaves, all are cancelled and awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from types import TracebackType
+from typing import Self
+
+import msgspec
+
+from andthen.contract.errors import AndthenError, RateLimited, UpstreamTimeout
+from andthen.contract.events import Event, Usage
+from andthen.plan.spread import Part, Spread
+from andthen.sources import Ask
+from andthen.transport import Reply, Transport
+from andthen.vendors.settings import Access, Remote, UpstreamSettings
+from andthen.wire.base import Refusal, Wire
+
+_REFUSAL_BYTES = 64 * 2**10
+_REPLY_BYTES = 64 * 2**20
+_LONGEST_WAIT_S = 10.0
+"""A vendor that wants a longer pause than this has the caller wait, or a fallback step in."""
+_FIRST_WAIT_S = 0.5
+
+
+class RemoteSource:
+    """One model at a vendor.
+
+    Args:
+        remote: whom to call.
+        model: the vendor's own name of the model.
+        wire: its language, in its dialect.
+    """
+
+    def __init__(
+        self, remote: Remote, model: str, wire: Wire, *, transport: Transport, settings: UpstreamSettings
+    ) -> None:
+        self.remote = remote
+        self.model = model
+        self.wire = wire
+        self.transport = transport
+        self.settings = settings
+
+    def open(self, ask: Ask) -> RemoteAttempt:
+        return RemoteAttempt(self, ask)
+
+
+class RemoteAttempt:
+    """One try at a request: see `Attempt`."""
+
+    def __init__(self, source: RemoteSource, ask: Ask) -> None:
+        self._source = source
+        self._ask = ask
+        self._spread = Spread(ask.request, ask.plan)
+        self._events: AsyncGenerator[list[Event]] = self._run()
+        self.began_s: float | None = None
+        self.usage: Usage | None = None
+        self.fingerprint: str | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self._events.aclose()
+        finally:
+            self.usage = self._spread.usage()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> list[Event]:
+        return await anext(self._events)
+
+    async def _run(self) -> AsyncGenerator[list[Event]]:
+        parts = self._spread.parts
+        calls = self._call(parts[0]) if len(parts) == 1 else self._together(parts)
+        async with aclosing(calls):
+            async for events in calls:
+                if self.began_s is None:
+                    self.began_s = time.monotonic()
+                yield events
+        yield self._spread.end()
+
+    async def _together(self, parts: tuple[Part, ...]) -> AsyncGenerator[list[Event]]:
+        """All calls, some at a time, their events as they come."""
+        waiting: Iterator[Part] = iter(parts)
+        queue: asyncio.Queue[list[Event] | BaseException | None] = asyncio.Queue()
+
+        async def work() -> None:
+            try:
+                for part in waiting:
+                    async with aclosing(self._call(part)) as calls:
+                        async for events in calls:
+                            queue.put_nowait(events)
+                queue.put_nowait(None)
+            except Exception as error:
+                queue.put_nowait(error)
+
+        running = min(len(parts), self._source.settings.parallel)
+        tasks = [asyncio.create_task(work()) for _ in range(running)]
+        try:
+            while running:
+                taken = await queue.get()
+                if taken is None:
+                    running -= 1
+                elif isinstance(taken, BaseException):
+                    raise taken
+                else:
+                    yield taken
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _call(self, part: Part) -> AsyncGenerator[list[Event]]:
+        """One part's call, and again where that is free and allowed."""
+        tried = 0
+        while True:
+            source = self._source
+            target = source.remote.target(source.model, at_s=time.time())
+            call = source.wire.encode(part.request, target, streams=part.streams)
+            reply = source.transport.perform(call, self._access(), source.remote.vendor)
+            try:
+                async with aclosing(self._exchange(part, reply)) as exchange:
+                    async for events in exchange:
+                        yield events
+                return
+            except AndthenError as error:
+                wait_s = self._wait_s(part, reply, error, tried)
+                if wait_s is None:
+                    self._spread.fail(part)
+                    raise
+            tried += 1
+            await asyncio.sleep(wait_s)
+
+    async def _exchange(self, part: Part, reply: Reply) -> AsyncGenerator[list[Event]]:
+        source, spread = self._source, self._spread
+        target = source.remote.target(source.model, at_s=0.0)
+        async with reply:
+            if reply.status != 200:
+                refusal = Refusal(reply.status, reply.headers, await reply.head(_REFUSAL_BYTES))
+                raise source.wire.refusal(refusal, part.request, target)
+            spread.begin(part)
+            decoder = source.wire.decoder(part.request, target, streams=part.streams)
+            if part.streams:
+                async for data in reply.chunks():
+                    if events := spread.feed(part, decoder.feed(data)):
+                        self._note(decoder.fingerprint)
+                        yield events
+                    if not spread.wanted(part):
+                        return
+                last = decoder.end()
+            else:
+                last = [*decoder.feed(await reply.body(_REPLY_BYTES)), *decoder.end()]
+            events = spread.feed(part, last)
+            spread.close(part)
+            self._note(decoder.fingerprint)
+            if events:
+                yield events
+
+    def _note(self, fingerprint: str | None) -> None:
+        if self.fingerprint is None:
+            self.fingerprint = fingerprint
+
+    def _access(self) -> Access:
+        """How the server is reached in the time that is left."""
+        access = self._source.remote.access
+        left_s = self._ask.allowance.due_s - time.monotonic()
+        if left_s <= 0:
+            raise UpstreamTimeout("The request's time upstream is over (`upstream.deadline_s`): send it again.")
+        if left_s < access.timeouts.total_s:
+            timeouts = msgspec.structs.replace(access.timeouts, total_s=left_s)
+            access = msgspec.structs.replace(access, timeouts=timeouts)
+        return access
+
+    def _wait_s(self, part: Part, reply: Reply, error: AndthenError, tried: int) -> float | None:
+        """Seconds until the call is made again; None where it is not."""
+        free = not reply.reached or (reply.began and reply.status != 200)
+        if not (error.retryable and free and self._spread.untouched(part)):
+            return None
+        # Full jitter: many callers who failed together must not come back together.
+        wait_s = _FIRST_WAIT_S * 2.0**tried * (0.5 + 0.5 * random.random())  # noqa: S311 - no secret hangs on it
+        if isinstance(error, RateLimited) or error.retry_after_s:
+            wait_s = max(wait_s, float(error.retry_after_s or 0))
+        if wait_s > _LONGEST_WAIT_S or not self._ask.allowance.take(wait_s):
+            return None
+        return wait_s
