@@ -210,7 +210,7 @@ def _tokens(choice: _Choice, wanted: int | None, target: Target) -> list[Token]:
     texts, logprobs, tops = told.tokens or [], told.token_logprobs or [], told.top_logprobs or []
     if isinstance(tops, dict):
         tops = [tops]
-    ids: Sequence[int | None] = told.token_ids or choice.token_ids or []
+    ids: Sequence[int | None] = told.token_ids or [*(choice.prompt_token_ids or ()), *(choice.token_ids or ())]
     ids = ids if len(ids) == len(texts) else [None] * len(texts)
     if len(logprobs) != len(texts) or (wanted > 0 and len(tops) != len(texts)):
         raise garbled(target, "has log-probabilities that do not match its tokens")
@@ -398,7 +398,6 @@ class Streamed(_Reader):
             self._usage = body.usage.event()
             if body.choices and self._choices == 1:
                 counted = max(0, self._usage.completion_tokens - self._counted)
-                self._counted += counted
         return [
             event
             for position, choice in enumerate(body.choices or ())
@@ -413,6 +412,7 @@ class Streamed(_Reader):
                 raise garbled(self._target, "goes on after its end")
             return []
         generated = counted or len(tokens)
+        self._counted += generated
         events: list[Event] = [Text(*place, text, tokens, generated)] if text or tokens or generated else []
         if choice.finish_reason:
             self._finished.add(place)

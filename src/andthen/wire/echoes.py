@@ -127,26 +127,40 @@ def _text_border(text: str, pieces: Sequence[str], count: int) -> int:
     before = Utf8Decoder().feed(b"".join(map(written_bytes, pieces[:count])))
     if _UNREADABLE not in before and text.startswith(before):
         return len(before)
-    after = b"".join(map(written_bytes, pieces[count:])).decode(errors="replace")
-    if after and _UNREADABLE not in after and text.endswith(after):
-        return len(text) - len(after)
-    return _squeezed_border(text, pieces[:count])
+    try:
+        return _squeezed_border(text, pieces[:count])
+    except NoBorder:
+        return _border_from_behind(text, pieces, count)
 
 
 def _squeezed_border(text: str, pieces: Sequence[str]) -> int:
     """The same where the tokens' own texts lack their blanks, as those of SentencePiece do when each stands alone."""
-    last = pieces[-1]
     at = 0
     for letter in _squeezed("".join(pieces)):
         while at < len(text) and text[at].isspace():
             at += 1
-        if not text.startswith(letter, at):
+        if letter == _UNREADABLE or not text.startswith(letter, at):
             raise NoBorder
         at += 1
-    blanks = last[len(last.rstrip()) :]
+    blanks = _blanks_behind(pieces[-1])
     if not text.startswith(blanks, at):
         raise NoBorder
     return at + len(blanks)
+
+
+def _border_from_behind(text: str, pieces: Sequence[str], count: int) -> int:
+    """The same by what follows. Blanks between, that neither side's tokens show, begin the latter."""
+    after = b"".join(map(written_bytes, pieces[count:])).decode(errors="replace")
+    if not after or _UNREADABLE in after or not text.endswith(after):
+        raise NoBorder
+    before = text[: len(text) - len(after)].rstrip() + _blanks_behind(pieces[count - 1])
+    if not text.startswith(before):
+        raise NoBorder
+    return len(before)
+
+
+def _blanks_behind(piece: str) -> str:
+    return piece[len(piece.rstrip()) :]
 
 
 def _squeezed(text: str) -> str:

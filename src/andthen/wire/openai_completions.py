@@ -31,7 +31,7 @@ class Language(Struct, frozen=True, kw_only=True):
     """Values that mean the same as the field's absence, and that the server does not take."""
     extra: dict[str, Any] = {}
     """What every call says besides."""
-    streamed: dict[str, Any] = {"stream_options": {"include_usage": True}}
+    streamed: dict[str, Any] = msgspec.field(default_factory=lambda: {"stream_options": {"include_usage": True}})
     """What a streamed call says besides."""
     continuous_usage: bool = False
     """`stream_options.continuous_usage_stats` is taken."""
