@@ -146,6 +146,23 @@ def test_without_an_end_mark_every_candidate_s_end_is_the_stream_s() -> None:
         streamed(delta(" upon"), done=False, language=unmarked)
 
 
+def test_what_came_before_an_error_in_the_stream_is_passed_on_before_it() -> None:
+    decoder = Language().decoder(asked(stream=True), TARGET, streams=True)
+    frames = [delta(" upon"), {"error": {"message": "Try later"}}, delta(" a", "stop")]
+    assert decoder.feed("".join(f"data: {json.dumps(frame)}\n\n" for frame in frames).encode()) == [Text(0, 0, " upon")]
+    with pytest.raises(AndthenError):
+        decoder.feed(b"data: [DONE]\n\n")
+    with pytest.raises(AndthenError):
+        decoder.end()
+
+
+def test_the_system_s_fingerprint_is_kept() -> None:
+    decoder = Language().decoder(asked(), TARGET, streams=False)
+    decoder.feed(json.dumps(whole() | {"system_fingerprint": "fp_1"}).encode())
+    decoder.end()
+    assert decoder.fingerprint == "fp_1"
+
+
 def test_an_error_that_comes_with_status_200_is_an_error() -> None:
     with pytest.raises(AndthenError) as raised:
         read({"error": {"message": "Try later", "code": 503}})

@@ -117,6 +117,7 @@ class _Reply(Struct, frozen=True):
 
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
+    system_fingerprint: str | None = None
     x_groq: _XGroq | None = None
     error: Any = None
 
@@ -139,6 +140,8 @@ class ChatDecoder:
         self._refused: set[int] = set()
         self._usage: Usage | None = None
         self._done = False
+        self._broken: AndthenError | None = None
+        self.fingerprint: str | None = None
 
     def feed(self, data: bytes) -> list[Event]:
         if self._parser is None:
@@ -146,16 +149,25 @@ class ChatDecoder:
             if len(self._body) > MAX_REPLY_BYTES:
                 raise garbled(self._target, "is too long")
             return []
+        if self._broken:
+            raise self._broken
         events: list[Event] = []
         try:
             for event in self._parser.feed(data):
                 if not self._done:
                     events += self._chunk(event)
         except EventTooLong:
-            raise garbled(self._target, "has an event that is too long") from None
+            self._broken = garbled(self._target, "has an event that is too long")
+        except AndthenError as error:
+            # What came before it is passed on first, however the bytes were cut.
+            self._broken = error
+        if self._broken and not events:
+            raise self._broken
         return events
 
     def end(self) -> list[Event]:
+        if self._broken:
+            raise self._broken
         if self._parser is None:
             return [*self._reply(bytes(self._body)), *self._complete()]
         if self._done:
@@ -191,6 +203,7 @@ class ChatDecoder:
             raise self._failed(error)
         if usage := reply.usage or groq.usage:
             self._usage = _usage(usage) or self._usage
+        self.fingerprint = reply.system_fingerprint or self.fingerprint
         events: list[Event] = []
         for place, choice in enumerate(reply.choices or ()):
             events += self._choice(place if choice.index is None else choice.index, choice)
