@@ -30,8 +30,9 @@ _MESSAGE_CHARACTERS = 300
 _CODE = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 _KEY_LIKE = re.compile(r"[A-Za-z0-9_\-+/=.*]{24,}|\b(?:sk|pk|gsk|xai|nvapi|csk|pplx|AIza|AKIA)[-_A-Za-z0-9*]{4,}")
 _CONTEXT = re.compile(
-    r"context.{0,10}(length|window|size)|maximum context|too many (input |total )?tokens|prompt is too long|"
-    r"input (is )?too long|exceeds? the (maximum|model'?s|available) (number of tokens|context)",
+    r"context.{0,10}(length|window|size|limit)|maximum context|too many (input |total )?tokens|prompt is too long|"
+    r"input (is )?too long|exceeds? the (maximum|model'?s|available) (number of tokens|context)|"
+    r"`inputs` (tokens|must have)",
     re.IGNORECASE,
 )
 
