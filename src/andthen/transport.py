@@ -7,12 +7,14 @@ names the vendor and never a URL, a header or a key.
 from __future__ import annotations
 
 import asyncio
+import io
 import math
 import os
 import socket
 import ssl
 from collections.abc import AsyncIterator
 from contextvars import ContextVar
+from functools import cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from types import TracebackType
 from typing import Self
@@ -37,6 +39,8 @@ later may have been at work."""
 _CLOSE_WITHIN_S = 1.0
 _HEAD_WITHIN_S = 5.0
 """What a refusal says is worth no longer wait: its status tells the most."""
+_WRITTEN_AT_ONCE_BYTES = 2**20
+"""What is longer goes out in pieces, so that others have their turn between them."""
 _MAX_LINE_BYTES = 8190
 _MAX_HEADER_BYTES = 16_384
 _MAX_HEADERS = 128
@@ -221,7 +225,9 @@ class Reply:
             self._call.method,
             url,
             headers=self._call.headers,
-            data=self._call.body or None,
+            data=io.BytesIO(self._call.body)
+            if len(self._call.body) > _WRITTEN_AT_ONCE_BYTES
+            else self._call.body or None,
             allow_redirects=False,
             proxy=self._access.proxy or None,
         )
@@ -301,12 +307,10 @@ class Reply:
         if self._refused:
             return "its address is private, and `private = true` in its table is not set"
         if isinstance(error, ssl.SSLCertVerificationError):
-            return f"its certificate is not to be trusted ({error.verify_message})"
-        if isinstance(error, aiohttp.ClientConnectorCertificateError):
-            said = getattr(error.certificate_error, "verify_message", "")
-            return f"its certificate is not to be trusted ({said})"
+            said = getattr(error.__cause__, "verify_message", "unknown reason")
+            return f"its certificate is not to be trusted: {said.rstrip('.')}"
         if isinstance(error, ssl.SSLError):
-            return f"TLS failed ({error.reason or 'handshake'})"
+            return f"TLS failed: {getattr(error.__cause__, 'reason', None) or 'unknown reason'}"
         if isinstance(error, aiohttp.ClientConnectorDNSError):
             return "its name, or its proxy's, can't be resolved"
         if isinstance(error, aiohttp.ClientHttpProxyError):
@@ -347,7 +351,9 @@ class _Connector(aiohttp.TCPConnector):
         return connection
 
 
+@cache
 def _trust(ca_file: str) -> ssl.SSLContext:
+    """The system's authorities and those of a file; kept, since reading them takes tens of milliseconds."""
     context = ssl.create_default_context()
     context.set_alpn_protocols(("http/1.1",))
     if ca_file:
