@@ -7,7 +7,7 @@ Pure. Facts: `openai` 3.54 `types/completion.py`, vLLM `entrypoints/openai/compl
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import msgspec
@@ -18,6 +18,7 @@ from andthen.contract.events import Alternative, Event, Finished, FinishReason, 
 from andthen.contract.request import CompletionRequest
 from andthen.contract.text import token_text
 from andthen.wire.base import Refusal, Target
+from andthen.wire.deferred import Deferred
 from andthen.wire.echoes import Echo, NoBorder, Parts, added_in_front, parted, parted_tokens, unscored_first
 from andthen.wire.failures import VendorError, cut_short, failure, garbled, retry_after_s
 from andthen.wire.sse import EventTooLong, ServerSentEvent, SseParser
@@ -140,6 +141,7 @@ class _Body(Struct):
     prompt: Raw = Raw()
     error: Raw = Raw()
     object: str | None = None
+    system_fingerprint: str | None = None
 
 
 class _EchoedPrompt(Struct):
@@ -251,6 +253,7 @@ class _Reader:
         self._request = request
         self._target = target
         self._choices = len(request.prompts) * request.n
+        self.fingerprint: str | None = None
 
     def _place(self, choice: _Choice, position: int) -> tuple[int, int]:
         """The prompt and the candidate of a choice; some servers leave the index out."""
@@ -294,6 +297,7 @@ class Whole(_Reader):
         if not data.strip():
             raise cut_short(self._target)
         body = _read(data, self._request, self._target)
+        self.fingerprint = body.system_fingerprint
         choices: dict[tuple[int, int], _Choice] = {}
         for position, choice in enumerate(body.choices or ()):
             choices[self._place(choice, position)] = choice
@@ -367,22 +371,26 @@ class Streamed(_Reader):
     def __init__(self, request: CompletionRequest, target: Target) -> None:
         super().__init__(request, target)
         self._sse = SseParser()
+        self._deferred = Deferred()
         self._finished: set[tuple[int, int]] = set()
         self._counted = 0
         self._usage: Usage | None = None
         self._done = False
 
     def feed(self, data: bytes) -> list[Event]:
-        try:
-            frames = self._sse.feed(data)
-        except EventTooLong:
-            raise garbled(self._target, "has a chunk that is longer than any can be") from None
-        return [event for frame in frames for event in self._frame(frame)]
+        return self._deferred.collect(self._frame(frame) for frame in self._frames(data))
 
     def end(self) -> list[Event]:
+        self._deferred.settle()
         if not self._done or len(self._finished) < self._choices:
             raise cut_short(self._target)
         return [] if self._usage is None else [self._usage]
+
+    def _frames(self, data: bytes) -> Iterator[ServerSentEvent]:
+        try:
+            yield from self._sse.feed(data)
+        except EventTooLong:
+            raise garbled(self._target, "has a chunk that is longer than any can be") from None
 
     def _frame(self, frame: ServerSentEvent) -> list[Event]:
         if self._done:
@@ -393,6 +401,7 @@ class Streamed(_Reader):
         if frame.name == "error":
             raise self._error(frame.data)
         body = _read(frame.data, self._request, self._target)
+        self.fingerprint = body.system_fingerprint or self.fingerprint
         counted = 0
         if body.usage is not None:
             self._usage = body.usage.event()
