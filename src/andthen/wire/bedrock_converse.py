@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any, TypeVar
 from urllib.parse import quote
@@ -22,6 +22,7 @@ from andthen.contract.errors import AndthenError, UpstreamRefused
 from andthen.contract.events import Event, Finished, FinishReason, Text, Usage
 from andthen.contract.request import CompletionRequest
 from andthen.wire.base import Call, Headers, Refusal, Target
+from andthen.wire.deferred import Deferred
 from andthen.wire.failures import VendorError, cut_short, failure, garbled, retry_after_s
 
 _MAX_REPLY_BYTES = 64 * 2**20
@@ -111,24 +112,26 @@ class Language(Struct, frozen=True, forbid_unknown_fields=True):
 
     region: str = ""
     """To sign for, where the address does not tell it."""
+    fields: dict[str, Any] = {}
+    """`additionalModelRequestFields`: what a model is told in its own words."""
 
     def encode(self, request: CompletionRequest, target: Target, *, streams: bool) -> Call:
         """Raises UpstreamRefused where the call can't be signed: no botocore, no secret or no region."""
         operation = "converse-stream" if streams else "converse"
         url = f"{target.address}/model/{quote(target.model, safe='')}/{operation}"
-        body = msgspec.json.encode(
-            {
-                "messages": [{"role": "user", "content": [{"text": request.prompts[0]}]}],
-                "inferenceConfig": _inference_config(request),
-            }
-        )
+        body: dict[str, Any] = {
+            "messages": [{"role": "user", "content": [{"text": request.prompts[0]}]}],
+            "inferenceConfig": _inference_config(request),
+        }
+        if self.fields:
+            body["additionalModelRequestFields"] = self.fields
+        data = msgspec.json.encode(body)
         headers: Headers = (("content-type", "application/json"), *target.headers)
-        secrets = target.key.split("\n")
-        if len(secrets) > 1:
-            headers = self._signed(url, headers, body, target)
+        if "\n" in target.key:
+            headers = self._signed(url, headers, data, target)
         elif target.key:
             headers = (*headers, ("authorization", f"Bearer {target.key}"))
-        return Call(url=url, headers=headers, body=body, streams=streams)
+        return Call(url=url, headers=headers, body=data, streams=streams)
 
     def decoder(self, request: CompletionRequest, target: Target, *, streams: bool) -> _WholeDecoder | _StreamDecoder:
         return (_StreamDecoder if streams else _WholeDecoder)(request, target)
@@ -181,6 +184,7 @@ def _inference_config(request: CompletionRequest) -> dict[str, Any]:
 
 class _WholeDecoder:
     def __init__(self, request: CompletionRequest, target: Target) -> None:
+        self.fingerprint: str | None = None
         self._request = request
         self._target = target
         self._body = bytearray()
@@ -208,8 +212,10 @@ class _StreamDecoder:
             from botocore.eventstream import EventStreamBuffer, ParserError
         except ImportError:
             raise _lacks_botocore(target) from None
+        self.fingerprint: str | None = None
         self._request = request
         self._target = target
+        self._deferred = Deferred()
         self._buffer = EventStreamBuffer()
         # What the parser raises for bytes whose checksums are right but whose headers are not.
         self._broken = (ParserError, struct.error, KeyError, UnicodeDecodeError)
@@ -218,21 +224,27 @@ class _StreamDecoder:
         self._usage: Usage | None = None
 
     def feed(self, data: bytes) -> list[Event]:
+        self._deferred.settle()
         self._buffer.add_data(data)
         self._pending_bytes += len(data)
-        events: list[Event] = []
-        try:
-            for message in self._buffer:
-                self._pending_bytes -= message.prelude.total_length
-                events += self._message(message.headers, message.payload)
-        except self._broken:
-            raise garbled(self._target, "is not what the language says") from None
-        return events
+        return self._deferred.collect(self._batches())
 
     def end(self) -> list[Event]:
+        self._deferred.settle()
         if self._pending_bytes or not self._is_finished:
             raise cut_short(self._target)
         return [self._usage] if self._usage else []
+
+    def _batches(self) -> Iterator[list[Event]]:
+        while True:
+            try:
+                message = next(self._buffer, None)
+            except self._broken:
+                raise garbled(self._target, "is not what the language says") from None
+            if message is None:
+                return
+            self._pending_bytes -= message.prelude.total_length
+            yield self._message(message.headers, message.payload)
 
     def _message(self, headers: Mapping[str, Any], payload: bytes) -> list[Event]:
         kind = headers.get(":message-type")
@@ -277,7 +289,7 @@ def _usage(told: _TokenUsage) -> Usage:
 def _error(body: bytes) -> _Error:
     try:
         return msgspec.json.decode(body, type=_Error)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return _Error()
 
 
@@ -288,7 +300,7 @@ def _said(error: _Error) -> str:
 def _read(body: bytes, shape: type[_Shape], target: Target) -> _Shape:
     try:
         return msgspec.json.decode(body, type=shape)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise garbled(target, "is not what the language says") from None
 
 

@@ -21,8 +21,9 @@ from andthen.contract.errors import AndthenError
 from andthen.contract.events import Alternative, Event, Finished, FinishReason, PromptScored, Text, Token, Usage
 from andthen.contract.request import CompletionRequest
 from andthen.wire.base import Call, Headers, Refusal, Target
+from andthen.wire.deferred import Deferred
 from andthen.wire.failures import VendorError, cut_short, failure, garbled, retry_after_s
-from andthen.wire.sse import MAX_EVENT_BYTES, EventTooLong, SseParser
+from andthen.wire.sse import MAX_EVENT_BYTES, EventTooLong, ServerSentEvent, SseParser
 
 _REASONS: Mapping[str, FinishReason] = {
     "STOP": "stop",
@@ -148,7 +149,7 @@ class Language(Struct, frozen=True, forbid_unknown_fields=True):
     def refusal(self, refusal: Refusal, request: CompletionRequest, target: Target) -> AndthenError:
         try:
             told = _decode_refusal(refusal.body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             told = _Response()
         response = next(iter(told), _Response()) if isinstance(told, list) else told
         error = _vendor_error(response.error or _Error(), refusal.status, retry_after_s(refusal.headers))
@@ -192,8 +193,10 @@ def _comes_whole(request: CompletionRequest) -> bool:
 
 class _Decoder:
     def __init__(self, request: CompletionRequest, target: Target, *, streams: bool) -> None:
+        self.fingerprint: str | None = None
         self._request = request
         self._target = target
+        self._deferred = Deferred()
         self._parser = SseParser() if streams else None
         self._body = bytearray()
         self._open = set(range(request.n))
@@ -206,22 +209,25 @@ class _Decoder:
             if len(self._body) > MAX_EVENT_BYTES:
                 raise garbled(self._target, "is too long")
             return []
-        try:
-            events = self._parser.feed(data)
-        except EventTooLong:
-            raise garbled(self._target, "has an event that is too long") from None
-        return [found for event in events for found in self._response(event.data)]
+        return self._deferred.collect(self._response(event.data) for event in self._events(self._parser, data))
 
     def end(self) -> list[Event]:
+        self._deferred.settle()
         events = [] if self._parser else self._response(bytes(self._body))
         if self._open:
             raise cut_short(self._target)
         return [*events, self._usage] if self._usage else events
 
+    def _events(self, parser: SseParser, data: bytes) -> list[ServerSentEvent]:
+        try:
+            return parser.feed(data)
+        except EventTooLong:
+            raise garbled(self._target, "has an event that is too long") from None
+
     def _response(self, data: bytes) -> list[Event]:
         try:
             response = _decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             raise garbled(self._target, "is not what the language says") from None
         if response.error is not None:
             raise failure(_vendor_error(response.error, 0, None), self._request, self._target)
