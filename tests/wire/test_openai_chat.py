@@ -163,6 +163,26 @@ def test_the_system_s_fingerprint_is_kept() -> None:
     assert decoder.fingerprint == "fp_1"
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("<think>Hm.</think> upon", " upon"),
+        ("\n<think>a < b</thin</think>upon", "upon"),
+        ("<think>a</think> b <think>c</think>", " b <think>c</think>"),
+        ("<think>Hm, that is", ""),
+        (" upon <think>Hm.</think>", " upon <think>Hm.</think>"),
+        ("<thin air", "<thin air"),
+        (" <th", " <th"),
+        ("  upon", "  upon"),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 3, 100])
+def test_reasoning_that_a_text_begins_with_is_left_out(said: str, shown: str, size: int) -> None:
+    pieces = [delta(said[start : start + size]) for start in range(0, len(said), size)]
+    events = streamed(*pieces, delta(finish="stop"), language=Language(thinks_aloud=True))
+    assert "".join(event.text for event in events if isinstance(event, Text)) == shown
+
+
 def test_an_error_that_comes_with_status_200_is_an_error() -> None:
     with pytest.raises(AndthenError) as raised:
         read({"error": {"message": "Try later", "code": 503}})

@@ -125,10 +125,51 @@ class _Reply(Struct, frozen=True):
 _decode = msgspec.json.Decoder(_Reply).decode
 
 
-class ChatDecoder:
-    """Reads one reply. A stream is complete at `[DONE]`, or (`marked` false) at its end, once all candidates are."""
+_THOUGHT_OPENS, _THOUGHT_CLOSES = "<think>", "</think>"
 
-    def __init__(self, request: CompletionRequest, target: Target, *, streams: bool, marked: bool = True) -> None:
+
+class Thoughts:
+    """Leaves out the reasoning that a text begins with, between `<think>` and `</think>`."""
+
+    __slots__ = ("_held", "_is_over")
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._is_over = False
+
+    def feed(self, text: str) -> str:
+        """Returns the text that is decided to be none of it."""
+        if self._is_over:
+            return text
+        held = (self._held + text).lstrip()
+        if held.startswith(_THOUGHT_OPENS):
+            _, closes, after = held.partition(_THOUGHT_CLOSES)
+            self._is_over = bool(closes)
+            # Of an open thought only what may be the beginning of its end is kept.
+            self._held = "" if closes else _THOUGHT_OPENS + held[len(_THOUGHT_OPENS) :][1 - len(_THOUGHT_CLOSES) :]
+            return after
+        held, self._held = self._held + text, ""
+        if _THOUGHT_OPENS.startswith(held.lstrip()):
+            self._held = held
+            return ""
+        self._is_over = True
+        return held
+
+    def flush(self) -> str:
+        """The end of the text: what was held back began no thought after all; an open one is left out."""
+        held, self._held = self._held, ""
+        return "" if held.lstrip().startswith(_THOUGHT_OPENS) else held
+
+
+class ChatDecoder:
+    """Reads one reply. A stream is complete at `[DONE]`, or (`marked` false) at its end, once all candidates are.
+
+    With `aloud` a text may begin with reasoning in tags, which is left out; not together with log-probabilities.
+    """
+
+    def __init__(
+        self, request: CompletionRequest, target: Target, *, streams: bool, marked: bool = True, aloud: bool = False
+    ) -> None:
         self._request = request
         self._target = target
         self._parser = SseParser() if streams else None
@@ -138,6 +179,7 @@ class ChatDecoder:
         self._texts: set[int] = set()
         self._scored: set[int] = set()
         self._refused: set[int] = set()
+        self._thoughts = {candidate: Thoughts() for candidate in self._open} if aloud else {}
         self._usage: Usage | None = None
         self._done = False
         self._broken: AndthenError | None = None
@@ -218,6 +260,8 @@ class ChatDecoder:
             if text or candidate >= self._request.n:
                 raise garbled(self._target, "goes on after a candidate's end, or has more candidates than asked")
             return []
+        if thoughts := self._thoughts.get(candidate):
+            text = thoughts.feed(text) + (thoughts.flush() if choice.finish_reason else "")
         events: list[Event] = []
         if message.refusal:
             self._refused.add(candidate)

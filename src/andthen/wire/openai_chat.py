@@ -49,6 +49,8 @@ class Language(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A stream tells its usage only when `stream_options` asks for it."""
     end_mark: bool = True
     """A stream ends with `[DONE]`."""
+    thinks_aloud: bool = False
+    """A text may begin with reasoning in `<think>` tags; only where log-probabilities are refused."""
     prefill: str = ""
     """The flag of an assistant's message that the vendor goes on from (`prefix`, `partial`): the text is then that
     message, and `prefill_user` the user's before it."""
@@ -65,7 +67,7 @@ class Language(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         )
 
     def decoder(self, request: CompletionRequest, target: Target, *, streams: bool) -> Decoder:
-        return ChatDecoder(request, target, streams=streams, marked=self.end_mark)
+        return ChatDecoder(request, target, streams=streams, marked=self.end_mark, aloud=self.thinks_aloud)
 
     def refusal(self, refusal: Refusal, request: CompletionRequest, target: Target) -> AndthenError:
         return refused(refusal, request, target)
