@@ -18,8 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from andthen import config
+from andthen.vendors.rows import vendors
 from checks.docs import pages
 from tests.serving import Server, serving
 
@@ -80,12 +82,19 @@ def test_python(code: str, server: Server, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("code", [*blocks("toml")])
 def test_settings(code: str, tmp_path: Path) -> None:
-    for model in tomllib.loads(code).get("models", {}).values():
-        if "path" in model:
-            shutil.copy(HOUSE_FILE, tmp_path / model["path"])
+    settings = tomllib.loads(code)
+    tables = [*settings.get("models", {}).values(), *settings.get("vendors", {}).values()]
+    for table in tables:
+        if "path" in table:
+            shutil.copy(HOUSE_FILE, tmp_path / table["path"])
+    for table in [*tables, settings.get("upstream", {})]:
+        if "ca_file" in table:
+            trustme.CA().cert_pem.write_to_path(tmp_path / table["ca_file"])
+    words = [*(row.key_variable for row in vendors().values()), *(table.get("key_variable", "") for table in tables)]
+    keys = {variable.removesuffix("?"): "secret" for word in words for variable in word.split()}
     path = tmp_path / "andthen.toml"
     path.write_text(code)
-    assert config.load({"ANDTHEN_HOME": str(tmp_path)}, file=path).file == path
+    assert config.load(keys | {"ANDTHEN_HOME": str(tmp_path)}, file=path).file == path
 
 
 def test_no_block_goes_untested() -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from andthen.config import HOUSE_MODEL, load
 from andthen.engine.hub import HubFile
+from andthen.vendors.rows import vendors
 from tests.cli.running import run
 
 GGUF = Path(load({}).engine.models[HOUSE_MODEL].path)
@@ -82,6 +83,83 @@ def test_models_of_the_settings_file_are_listed(tmp_path: Path) -> None:
     mine, tale = run(tmp_path, "models", "--config", config).stdout.splitlines()[1:]
     assert mine.split()[:2] == ["local/mine", "64"]
     assert tale.startswith(HOUSE_MODEL)
+
+
+UPSTREAM = """
+[vendors.openai]
+key = "hunter2"
+
+[models."team/fim"]
+address = "http://127.0.0.1:9/v1"
+language = "openai_completions"
+model = "filler"
+takes = { suffix = true, top_p = [0, 0.5] }
+context = 4096
+
+[models."team/any"]
+deployments = [{ model = "team/fim", weight = 3 }, { model = "openai/other", order = 1 }]
+"""
+
+
+def test_models_upstream_and_names_for_several_are_listed(tmp_path: Path) -> None:
+    (tmp_path / "andthen.toml").write_text(UPSTREAM)
+    done = run(tmp_path, "models")
+    assert (done.returncode, done.stderr) == (0, "")
+    local, remote, routes = done.stdout.split("\n\n")
+    assert HOUSE_MODEL in local
+    head, fim, *listed, others = remote.splitlines()
+    assert head.split()[:5] == ["NAME", "CONTEXT", "SUFFIX", "LANGUAGE", "VENDOR"]
+    assert fim.split() == ["team/fim", "4,096", "yes", "openai_completions", "team", "filler"]
+    assert listed
+    assert all(line.startswith("openai/") for line in listed)
+    assert others.startswith("openai/…")
+    assert [line.split() for line in routes.splitlines()[1:]] == [
+        ["team/any", "team/fim", "0", "3"],
+        ["team/any", "openai/other", "1", "1"],
+    ]
+    assert "hunter2" not in done.stdout
+
+
+def test_a_model_upstream_tells_what_it_takes(tmp_path: Path) -> None:
+    (tmp_path / "andthen.toml").write_text(UPSTREAM)
+    shown = run(tmp_path, "models", "team/fim").stdout
+    rows = {line.split("  ")[0]: line.split(maxsplit=1)[1] for line in shown.splitlines() if line}
+    assert rows["address"] == "http://127.0.0.1:9/v1"
+    assert rows["key"] == "no"
+    assert rows["top_p"].split() == ["native", "0", "to", "0.5"]
+    assert rows["seed"].endswith("the vendor promises no more than to try")
+    assert rows["logit_bias"] == "native"
+    row = json.loads(run(tmp_path, "models", "openai/anything", "--json").stdout)
+    assert (row["name"], row["fill_in_the_middle"]) == ("openai/anything", False)
+    assert run(tmp_path, "models", "team/any").stdout.splitlines() == [
+        "team/any stands for",
+        "team/fim, order 0, weight 3",
+        "openai/other, order 1, weight 1",
+    ]
+    assert json.loads(run(tmp_path, "models", "team/any", "--json").stdout)["deployments"][0]["model"] == "team/fim"
+
+
+def test_the_matrix_has_every_vendor_and_every_configured_model(tmp_path: Path) -> None:
+    (tmp_path / "andthen.toml").write_text(UPSTREAM)
+    done = run(tmp_path, "models", "--matrix", variables={"COLUMNS": "100"})
+    assert (done.returncode, done.stderr) == (0, "")
+    legend, *tables = done.stdout.rstrip().split("\n\n")
+    assert legend.startswith("N native, E emulated, – refused")
+    names = [f"{prefix}/" for prefix in vendors()]
+    for shown in tables:
+        head, *lines = shown.splitlines()
+        assert max(map(len, [head, *lines])) <= 100
+        assert {line.split()[0] for line in lines} == {*names, "team/fim", HOUSE_MODEL}
+    cells = next(line for line in done.stdout.splitlines() if "0..0.5" in line or "≤ 0.5" in line)
+    assert cells.startswith("team/fim")
+    assert {name for shown in tables for name in shown.splitlines()[0].split()} >= set(
+        row_of_the_house(tmp_path)["parameters"]
+    )
+
+
+def row_of_the_house(home: Path) -> dict[str, dict[str, object]]:
+    found: dict[str, dict[str, object]] = json.loads(run(home, "models", HOUSE_MODEL, "--json").stdout)
+    return found
 
 
 def test_a_model_tells_what_it_takes(tmp_path: Path) -> None:

@@ -114,12 +114,19 @@ def complete(
 
 def _model_name(model: str | None, config: Config) -> str:
     if model is None:
+        if not config.engine.models:
+            raise click.UsageError("No local model is configured: name a file with --model NAME=PATH.")
         return default_model(config)
     name = model.partition("=")[0]
     name = name if "/" in name else f"local/{name}"
     if name not in config.engine.models:
         if "=" not in model and (model.endswith(".gguf") or Path(model).is_file()):
             raise click.BadParameter(f"a file needs a name: --model NAME={model}", param_hint="--model")
+        if name in config.upstream.routes or config.upstream.find(name):
+            raise click.BadParameter(
+                f"{name} stands upstream, and this asks local models only: ask `andthen serve` for it.",
+                param_hint="--model",
+            )
         raise click.BadParameter(f"{name} is not configured: `andthen models` lists the models.", param_hint="--model")
     return name
 

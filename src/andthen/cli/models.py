@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import msgspec
 
 from andthen.cli.settings import config_option, settings
 from andthen.cli.tables import table
 
 if TYPE_CHECKING:
-    from andthen.engine.messages import ModelInfo
+    from andthen.config import Config
+    from andthen.vendors.settings import Share
 
 
 class _Models(click.Group):
@@ -24,31 +29,94 @@ class _Models(click.Group):
 
 
 @click.group(cls=_Models, invoke_without_command=True, subcommand_metavar="[NAME | COMMAND]")
+@click.option("--matrix", is_flag=True, help="Print what every vendor and every configured model takes.")
 @config_option
 @click.pass_context
-def models(ctx: click.Context, config_file: Path | None) -> None:
+def models(ctx: click.Context, config_file: Path | None, *, matrix: bool) -> None:
     """List the configured models, or tell what one of them takes.
 
     \b
         andthen models
         andthen models local/tale
+        andthen models --matrix
     """
     ctx.obj = config_file
     if ctx.invoked_subcommand is None:
         config = settings(config_file)
-        rows = [
-            [
-                model.name,
-                f"{model.context:,}",
-                f"{model.parameters:,}",
-                f"{model.size_bytes / 1e6:,.1f} MB",
-                "yes" if model.fill_in_the_middle else "no",
-                "yes" if model.deterministic else "no",
-                config.engine.models[model.name].path,
-            ]
-            for model in _described(config)
+        parts = [_matrix(config)] if matrix else [_local(config), _remote(config), _routes(config)]
+        click.echo("\n\n".join(part for part in parts if part))
+
+
+def _local(config: Config) -> str:
+    from andthen.cli.rows import described
+
+    rows = [
+        [
+            model.name,
+            f"{model.context:,}",
+            f"{model.parameters:,}",
+            f"{model.size_bytes / 1e6:,.1f} MB",
+            "yes" if model.fill_in_the_middle else "no",
+            "yes" if model.deterministic else "no",
+            config.engine.models[model.name].path,
         ]
-        click.echo(table(["NAME", "CONTEXT", "PARAMETERS", "SIZE", "SUFFIX", "DETERMINISTIC", "FILE"], rows))
+        for model in described(config)
+    ]
+    return table(["NAME", "CONTEXT", "PARAMETERS", "SIZE", "SUFFIX", "DETERMINISTIC", "FILE"], rows) if rows else ""
+
+
+def _remote(config: Config) -> str:
+    """The models upstream; of a vendor also that any other of its models may be asked."""
+    from andthen.cli.rows import remote_of, row_of
+
+    rows = []
+    for name in config.upstream.listed():
+        remote, model = remote_of(name, config)
+        row = row_of(name, config)
+        context = "" if row.context is None else f"{row.context:,}"
+        suffix = "yes" if row.fill_in_the_middle else "no"
+        rows.append([name, context, suffix, remote.resolved(model).language, remote.vendor, model])
+    for prefix, vendor in config.upstream.vendors.items():
+        rows.append([f"{prefix}/…", "", "", vendor.language, vendor.vendor, "any other, by its own name"])
+    return table(["NAME", "CONTEXT", "SUFFIX", "LANGUAGE", "VENDOR", "ITS NAME THERE"], rows) if rows else ""
+
+
+def _routes(config: Config) -> str:
+    rows = [
+        [name, share.model, str(share.order), f"{share.weight:g}"]
+        for name, shares in config.upstream.routes.items()
+        for share in shares
+    ]
+    return table(["NAME", "STANDS FOR", "ORDER", "WEIGHT"], rows) if rows else ""
+
+
+def _matrix(config: Config) -> str:
+    """Tables one under another, each as wide as the terminal takes."""
+    from andthen.cli.rows import described, row_of
+    from andthen.sources import abilities
+    from andthen.vendors.markdown import LEGEND, cells
+    from andthen.vendors.rows import vendors
+
+    upstream = config.upstream
+    taken: dict[str, dict[str, str]] = {}
+    for prefix in dict.fromkeys([*upstream.vendors, *vendors()]):
+        own = upstream.vendors.get(prefix)
+        resolved = own.resolved() if own is not None else vendors()[prefix].resolve("")
+        taken[f"{prefix}/"] = cells(resolved.abilities(f"{prefix}/", config.limits))
+    taken |= {name: cells(row_of(name, config)) for name in upstream.models}
+    taken |= {model.name: cells(abilities(model, config.limits)) for model in described(config)}
+    columns = list(next(iter(taken.values())))
+    widths = {column: max(len(column), *(len(cell[column]) for cell in taken.values())) for column in columns}
+    room = shutil.get_terminal_size((100, 24)).columns - max(map(len, taken))
+    blocks: list[list[str]] = [[]]
+    for column in columns:
+        if blocks[-1] and sum(widths[one] + 2 for one in [*blocks[-1], column]) > room:
+            blocks.append([])
+        blocks[-1].append(column)
+    tables = [
+        table(["", *block], [[name, *(cell[c] for c in block)] for name, cell in taken.items()]) for block in blocks
+    ]
+    return "\n\n".join([f"{LEGEND}. A vendor's models may differ: `andthen models NAME`.", *tables])
 
 
 @models.command(hidden=True)
@@ -57,21 +125,38 @@ def models(ctx: click.Context, config_file: Path | None) -> None:
 @click.pass_obj
 def show(config_file: Path | None, name: str, as_json: bool) -> None:
     """Tell what a model takes: each parameter natively, emulated or refused, and why."""
-    import json
-
-    from andthen.cli.local import named
-    from andthen.sources import abilities
-
     config = settings(config_file)
     name = name if "/" in name else f"local/{name}"
-    if name not in config.engine.models:
-        raise click.UsageError(f"{name} is not configured: `andthen models` lists the models.")
-    model = named(_described(config), name)
-    row = abilities(model, config.limits).row()
+    if (shares := config.upstream.routes.get(name)) is not None:
+        told = [msgspec.to_builtins(share) for share in shares]
+        click.echo(json.dumps({"name": name, "deployments": told}, indent=2) if as_json else _routes_of(name, shares))
+        return
+    facts, row = _facts_of_local(name, config) if name in config.engine.models else _facts_of_remote(name, config)
     if as_json:
         click.echo(json.dumps({"name": name} | row, indent=2))
         return
-    facts = {
+    click.echo("\n".join(f"{key:<14} {value}" for key, value in facts.items()) + "\n")
+    abilities = {f"prompt as {form.replace('_', ' ')}": ability for form, ability in row["prompt_forms"].items()}
+    abilities |= {"prompt's logprobs": row["prompt_logprobs"]} | row["parameters"]
+    rows = [
+        [parameter, ability.get("how", ability["support"]), _range(ability), ability.get("reason", "")]
+        for parameter, ability in abilities.items()
+    ]
+    click.echo(table(["PARAMETER", "TAKEN", "RANGE", "WHY"], rows))
+
+
+def _routes_of(name: str, shares: Sequence[Share]) -> str:
+    lines = [f"{share.model}, order {share.order}, weight {share.weight:g}" for share in shares]
+    return f"{name} stands for\n" + "\n".join(lines)
+
+
+def _facts_of_local(name: str, config: Config) -> tuple[dict[str, str], dict[str, Any]]:
+    from andthen.cli.local import named
+    from andthen.cli.rows import described
+    from andthen.sources import abilities
+
+    model = named(described(config), name)
+    return {
         "name": name,
         "about": model.description.replace(" ?B", ""),  # so llama.cpp writes a size it has no name for
         "parameters": f"{model.parameters:,}",
@@ -80,13 +165,24 @@ def show(config_file: Path | None, name: str, as_json: bool) -> None:
         "deterministic": "yes" if model.deterministic else "no",
         "fingerprint": model.fingerprint,
         "file": config.engine.models[name].path,
-    }
-    click.echo("\n".join(f"{key:<14} {value}" for key, value in facts.items()) + "\n")
-    rows = [
-        [parameter, ability.get("how", ability["support"]), _range(ability), ability.get("reason", "")]
-        for parameter, ability in row["parameters"].items()
-    ]
-    click.echo(table(["PARAMETER", "TAKEN", "RANGE", "WHY"], rows))
+    }, abilities(model, config.limits).row()
+
+
+def _facts_of_remote(name: str, config: Config) -> tuple[dict[str, str], dict[str, Any]]:
+    from andthen.cli.rows import remote_of, row_of
+
+    row = row_of(name, config)
+    remote, model = remote_of(name, config)
+    return {
+        "name": name,
+        "vendor": remote.vendor,
+        "address": remote.address,
+        "name there": model,
+        "language": remote.resolved(model).language,
+        "key": "yes" if remote.key else "no",
+        "context": "not told" if row.context is None else f"{row.context:,} tokens",
+        "deterministic": "yes" if row.deterministic else "no",
+    }, row.row()
 
 
 @models.command()
@@ -107,15 +203,14 @@ def pull(name: str) -> None:
     click.echo(f"Serve it with: andthen serve --model {path.stem}={file}", err=True)
 
 
-def _described(config: Any) -> list[ModelInfo]:
-    from andthen.cli.local import running
-
-    with running(config) as engine:
-        return engine.describe()
-
-
 def _range(ability: dict[str, Any]) -> str:
-    low, high = ability.get("minimum"), ability.get("maximum")
+    low, high = (_number(ability.get(side)) for side in ("minimum", "maximum"))
     if high is None:
         return "" if low is None else f"at least {low}"
     return f"at most {high}" if low is None else f"{low} to {high}"
+
+
+def _number(bound: float | None) -> str | None:
+    if bound is None:
+        return None
+    return f"{bound:.0f}" if float(bound).is_integer() else f"{bound:g}"

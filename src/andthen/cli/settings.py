@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -38,7 +39,11 @@ def settings(
 
 
 def default_model(config: Config) -> str:
-    """The model that is asked where none is named: the shipped one, else the first."""
+    """The model that is asked where none is named: the shipped one, else the first local one, else one upstream."""
     from andthen.config import HOUSE_MODEL
 
-    return HOUSE_MODEL if HOUSE_MODEL in config.engine.models else next(iter(config.engine.models))
+    if HOUSE_MODEL in config.engine.models:
+        return HOUSE_MODEL
+    upstream = config.upstream
+    any_of_a_vendor = (f"{prefix}/MODEL" for prefix in upstream.vendors)
+    return next(chain(config.engine.models, upstream.routes, upstream.listed(), any_of_a_vendor))
