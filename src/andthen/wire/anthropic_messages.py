@@ -49,6 +49,7 @@ _STATUS_OF_TYPE: Mapping[str, int] = {
 }
 _EVENTS = frozenset({"message_start", "content_block_start", "content_block_delta", "message_delta", "message_stop"})
 _SAMPLING = ("temperature", "top_p", "top_k")
+_DEFAULTS: Mapping[str, float] = {"temperature": 1, "top_p": 1, "top_k": 0}
 _NOT_TAKEN = re.compile(r"deprecated|not permitted|not supported|cannot both|only one of", re.IGNORECASE)
 
 _Count = Annotated[int, Meta(ge=0)]
@@ -60,6 +61,9 @@ class Language(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     path: str = "/messages"
     version: str = "2023-06-01"
     """Of the API. From 2026-10-21 on it has no sampling parameters."""
+    leaves_defaults_out: bool = False
+    """A sampling parameter that says no more than Anthropic's defaults (1, 1, off) is not sent: its models of 4.5 and
+    before take one of temperature and top_p, not both."""
     thinking: str = ""
     """Sent as the type of `thinking`: what keeps models from it that would think unasked. Empty: nothing is sent."""
     effort: str = ""
@@ -99,7 +103,7 @@ class Language(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "max_tokens": request.max_tokens,
             "messages": [{"role": "user", "content": request.prompts[0]}],
         }
-        body |= _sampling(request)
+        body |= self._sampling(request)
         # Blank ones are an error there; the text is scanned for all of them anyway.
         if "stop" in given and (stops := [stop for stop in request.stop if stop.strip()]):
             body["stop_sequences"] = stops
@@ -113,17 +117,13 @@ class Language(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             body["stream"] = True
         return body
 
-
-def _sampling(request: CompletionRequest) -> dict[str, Any]:
-    """What says no more than the default is left out: some models take one of temperature and top_p, not both."""
-    values: dict[str, Any] = {name: getattr(request, name) for name in _SAMPLING if name in request.given}
-    if values.get("top_p") == 1:
-        del values["top_p"]
-    if values.get("temperature") == 1:
-        del values["temperature"]
-    if values.get("top_k", 1) <= 0:
-        del values["top_k"]
-    return values
+    def _sampling(self, request: CompletionRequest) -> dict[str, Any]:
+        values: dict[str, Any] = {name: getattr(request, name) for name in _SAMPLING if name in request.given}
+        if "top_k" in values:
+            values["top_k"] = max(values["top_k"], 0)
+        if not self.leaves_defaults_out:
+            return values
+        return {name: value for name, value in values.items() if value != _DEFAULTS[name]}
 
 
 def _untaken(message: str, request: CompletionRequest) -> str:
