@@ -39,6 +39,30 @@ def test_a_vendor_is_switched_on_by_its_key_variable(environ: dict[str, str]) ->
     assert upstream(environ | {"OPENAI_API_KEY": ""}).vendors == {}
 
 
+def test_a_key_of_several_parts_needs_all_but_the_optional(environ: dict[str, str]) -> None:
+    environ |= {"AWS_ACCESS_KEY_ID": "id", "AWS_REGION": "eu-west-1"}
+    assert upstream(environ).vendors == {}
+    environ["AWS_SECRET_ACCESS_KEY"] = SECRET
+    assert upstream(environ).vendors["bedrock"].key == f"id\n{SECRET}\n"
+    assert upstream(environ | {"AWS_SESSION_TOKEN": "t"}).vendors["bedrock"].key == f"id\n{SECRET}\nt"
+
+
+def test_an_address_may_come_from_the_environment(environ: dict[str, str]) -> None:
+    environ["AZURE_OPENAI_API_KEY"] = SECRET
+    assert upstream(environ).vendors == {}
+    with pytest.raises(ConfigError, match="can't be switched on: set AZURE_OPENAI_ENDPOINT in the environment"):
+        upstream(environ, "[vendors.azure]\nenabled = true\n")
+    public = upstream(environ | {"AZURE_OPENAI_ENDPOINT": "https://team.example/"}).vendors["azure"]
+    assert (public.address, public.access.private) == ("https://team.example", False)
+    assert upstream(environ | {"AZURE_OPENAI_ENDPOINT": "http://10.0.0.7"}).vendors["azure"].access.private
+    assert upstream(environ | {"AZURE_OPENAI_ENDPOINT": "nowhere"}).vendors == {}
+
+
+def test_a_server_without_a_key_is_switched_on_by_its_table(environ: dict[str, str]) -> None:
+    assert "vllm" not in upstream(environ).vendors
+    assert upstream(environ, "[vendors.vllm]\n").vendors["vllm"].access.private
+
+
 def test_a_vendor_is_switched_off_by_its_table(environ: dict[str, str]) -> None:
     environ["OPENAI_API_KEY"] = SECRET
     assert upstream(environ, "[vendors.openai]\nenabled = false\n").vendors == {}

@@ -128,7 +128,7 @@ def test_a_call_may_be_printed_as_a_curl_command(tmp_path: Path) -> None:
         (b"{", ["--model", "team/chat"], "not valid JSON"),
         (b"[]", ["--model", "team/chat"], "not a JSON object"),
         ({"prompt": "a"}, [], "`model` is missing"),
-        ({"prompt": "a"}, ["--model", "openai/x"], "openai/x is not configured: `andthen models` lists the models"),
+        ({"prompt": "a"}, ["--model", "openai/x"], "openai/x is not configured (OpenAI is switched on by OPENAI_API_KEY): `andthen models`"),
         ({"prompt": "a", "n": 0}, ["--model", "team/chat"], "`n` must be"),
     ],
 )

@@ -39,8 +39,16 @@ def remote_of(name: str, config: Config) -> tuple[Remote, str]:
     """Where a model upstream stands, and its name there. Raises `click.UsageError` where there is none."""
     found = config.upstream.find(name)
     if found is None:
-        raise click.UsageError(f"{name} is not configured: `andthen models` lists the models.")
+        raise click.UsageError(f"{name} is not configured{_remedy(name)}: `andthen models` lists the models.")
     return found
+
+
+def _remedy(name: str) -> str:
+    """What would switch the vendor on, if it is known."""
+    from andthen.vendors.rows import vendors
+
+    row = vendors().get(name.partition("/")[0])
+    return f" ({row.name} is switched on by {row.key_variable or 'a table in [vendors]'})" if row is not None else ""
 
 
 def every_row(config: Config) -> Iterator[Abilities]:
