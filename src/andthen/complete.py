@@ -64,7 +64,7 @@ class Work:
             last = number == len(self._candidates)
             began = False
             try:
-                async for events in self._attempt(deployment, planned):
+                async for events in self._attempt(deployment, planned, has_successor=not last):
                     began = True
                     yield events
                 return
@@ -72,10 +72,14 @@ class Work:
                 if began or last or not self._allowance.take():
                     raise
 
-    async def _attempt(self, deployment: Deployment, planned: Plan) -> AsyncGenerator[list[Event]]:
+    async def _attempt(
+        self, deployment: Deployment, planned: Plan, *, has_successor: bool
+    ) -> AsyncGenerator[list[Event]]:
         health = self._catalog.health(deployment)
         health.asked(time.monotonic())
-        attempt = deployment.source.open(Ask(self._owner, deployment.model, self._request, planned, self._allowance))
+        attempt = deployment.source.open(
+            Ask(self._owner, deployment.model, self._request, planned, self._allowance, has_successor)
+        )
         try:
             async with attempt:
                 async for events in attempt:

@@ -158,6 +158,7 @@ class RemoteAttempt:
                     if events := spread.feed(part, decoder.feed(data)):
                         self._note(decoder.fingerprint)
                         yield events
+                        decoder.feed(b"")
                     if not spread.wanted(part):
                         return
                 last = decoder.end()
@@ -189,6 +190,8 @@ class RemoteAttempt:
         free = not reply.reached or (reply.began and reply.status != 200)
         if not (error.retryable and free and self._spread.untouched(part)):
             return None
+        if self._ask.has_successor and self.began_s is None:
+            return None  # another deployment is sooner there than the same one after a pause
         # Full jitter: many callers who failed together must not come back together.
         wait_s = _FIRST_WAIT_S * 2.0**tried * (0.5 + 0.5 * random.random())  # noqa: S311 - no secret hangs on it
         if isinstance(error, RateLimited) or error.retry_after_s:

@@ -48,6 +48,8 @@ class Ask(Struct, frozen=True):
     plan: Plan
     """What was decided for that model."""
     allowance: Allowance
+    has_successor: bool = False
+    """Another deployment steps in if this one fails before its first event."""
 
 
 class Attempt(Protocol):

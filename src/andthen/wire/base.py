@@ -72,7 +72,8 @@ class Decoder(Protocol):
         """Takes the next bytes of the body.
 
         Raises:
-            AndthenError: the vendor tells an error in its stream, or breaks its format (`UpstreamGarbled`).
+            AndthenError: the vendor tells an error in its stream, or breaks its format (`UpstreamGarbled`). Where the
+                same bytes brought events before that, these are returned, and the next call raises, also for no bytes.
         """
 
     def end(self) -> list[Event]:

@@ -1,0 +1,78 @@
+"""Who is asked first, and who is left in peace, over time as told."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from andthen.routing import Health, ordered
+from andthen.vendors.settings import Share, UpstreamSettings
+
+SETTINGS = UpstreamSettings(cool_after=3, cool_s=5.0)
+
+
+def test_a_deployment_cools_down_after_some_failures_in_a_row_and_not_before() -> None:
+    health = Health()
+    for _ in range(2):
+        health.failed(100.0, None, SETTINGS)
+    assert health.open_in_s(100.0) == 0
+    health.failed(100.0, None, SETTINGS)
+    assert health.open_in_s(101.0) == 4.0
+    assert health.open_in_s(105.0) == 0
+
+
+def test_success_forgets_failures() -> None:
+    health = Health()
+    for _ in range(10):
+        health.failed(0.0, None, SETTINGS)
+        health.succeeded()
+    assert health.open_in_s(0.0) == 0
+
+
+def test_its_own_retry_after_is_kept_from_the_first_failure_on() -> None:
+    health = Health()
+    health.failed(0.0, 40, SETTINGS)
+    assert health.open_in_s(1.0) == 39.0
+
+
+def test_each_further_failure_doubles_the_pause_up_to_a_minute() -> None:
+    health, now_s, pauses = Health(), 0.0, []
+    for _ in range(9):
+        health.failed(now_s, None, SETTINGS)
+        pauses.append(health.open_in_s(now_s))
+        now_s += pauses[-1]
+    assert pauses == [0, 0, 5, 10, 20, 40, 60, 60, 60]
+
+
+def test_one_request_probes_what_has_cooled_and_the_others_wait_for_what_it_finds() -> None:
+    health = Health()
+    health.failed(0.0, 10, SETTINGS)
+    assert health.open_in_s(10.0) == 0
+    health.asked(10.0)
+    assert health.open_in_s(11.0) > 0
+    health.succeeded()
+    assert health.open_in_s(11.0) == 0
+
+
+def test_a_probe_whose_caller_left_lets_the_next_one_through() -> None:
+    health = Health()
+    health.failed(0.0, 10, SETTINGS)
+    health.asked(10.0)
+    health.left()
+    assert health.open_in_s(11.0) == 0
+
+
+def test_a_probe_that_tells_nothing_is_given_up_on() -> None:
+    health = Health()
+    health.failed(0.0, 10, SETTINGS)
+    health.asked(10.0)
+    assert health.open_in_s(3600.0) == 0
+
+
+def test_order_comes_before_weight_and_weight_is_a_share() -> None:
+    draw = random.Random(1).random
+    shares = (Share(model="a/1", weight=3), Share(model="b/1"), Share(model="c/1", weight=100, order=1))
+    orders = [[share.model for share in ordered(shares, draw)] for _ in range(4000)]
+    assert all(order[2] == "c/1" for order in orders)
+    firsts = Counter(order[0] for order in orders)
+    assert 0.72 < firsts["a/1"] / 4000 < 0.78
