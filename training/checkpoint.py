@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,14 +15,15 @@ PART_BYTES = 15 * 2**20
 KEPT = 2
 
 
-def save(folder: Path, step: int, model: nn.Module, optimizer: Optimizer, *, small: bool) -> None:
+def save(folder: Path, step: int, model: nn.Module, optimizers: Sequence[Optimizer], *, small: bool) -> None:
     """Writes `folder/step-N`, N steps done; `small`: weights in bfloat16 and no moments, a sixth of the size."""
     tensors = {f"weight {name}": tensor for name, tensor in model.state_dict().items()}
     if small:
         tensors = {name: tensor.bfloat16() for name, tensor in tensors.items()}
     else:
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"state {index} {name}": tensor for name, tensor in state.items()}
+        for which, optimizer in enumerate(optimizers):
+            for index, state in optimizer.state_dict()["state"].items():
+                tensors |= {f"state {which} {index} {name}": tensor for name, tensor in state.items()}
     target = folder / f"step-{step:07d}"
     partial = target.with_suffix(".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -34,7 +36,7 @@ def save(folder: Path, step: int, model: nn.Module, optimizer: Optimizer, *, sma
         shutil.rmtree(old)
 
 
-def resume(folder: Path, model: nn.Module, optimizer: Optimizer | None = None) -> int:
+def resume(folder: Path, model: nn.Module, optimizers: Sequence[Optimizer] = ()) -> int:
     """Loads the newest checkpoint in `folder` and returns the number of steps it has behind it; 0 if there is none."""
     checkpoints = _all(folder)
     if not checkpoints:
@@ -43,13 +45,14 @@ def resume(folder: Path, model: nn.Module, optimizer: Optimizer | None = None) -
     for part in sorted(checkpoints[-1].glob("part-*.pt")):
         tensors |= torch.load(part, map_location="cpu")
     model.load_state_dict({name[7:]: tensor.float() for name, tensor in tensors.items() if name.startswith("weight ")})
-    states: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("state "):
-            _, index, key = name.split(" ")
-            states.setdefault(int(index), {})[key] = tensor
-    if optimizer is not None and states:
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+    for which, optimizer in enumerate(optimizers):
+        states: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith(f"state {which} "):
+                _, _, index, key = name.split(" ")
+                states.setdefault(int(index), {})[key] = tensor
+        if states:
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
     return int(json.loads((checkpoints[-1] / "step.json").read_text())["step"])
 
 

@@ -87,10 +87,12 @@ class Llama(nn.Module):
     def forward(self, tokens: Tensor, documents: Tensor | None = None) -> Tensor:
         return functional.linear(self.hidden(tokens, documents), self.token_embd.weight)
 
-    def loss(self, tokens: Tensor, targets: Tensor, documents: Tensor) -> Tensor:
-        """Mean negative log-probability of the targets, in nat."""
+    def loss(self, tokens: Tensor, targets: Tensor, weights: Tensor, documents: Tensor) -> Tensor:
+        """Mean negative log-probability of the targets, each counted by its weight, in nat."""
         logits = self(tokens, documents).flatten(0, 1).float()
-        return functional.cross_entropy(logits, targets.flatten(), ignore_index=NO_TARGET)
+        losses = functional.cross_entropy(logits, targets.flatten(), ignore_index=NO_TARGET, reduction="none")
+        counted = weights.flatten() * (targets.flatten() != NO_TARGET)
+        return (losses * counted).sum() / counted.sum().clamp_min(1)
 
 
 def rotations(shape: Shape) -> Tensor:

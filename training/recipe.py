@@ -6,6 +6,9 @@ import math
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
+
+Optimizer = Literal["muon", "adamw"]
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,26 @@ class Recipe:
     """The parts of the corpus, and each one's share of the documents."""
     fim_share: float
     """Share of the documents that are cut for fill-in-the-middle."""
+    middle_weight: float
+    """What a token of a gap's middle counts in the loss; others count 1. Middles are a fifth of a cut document, and
+    nothing else teaches what a suffix is for."""
     stages: tuple[Stage, ...]
+    optimizer: Optimizer
+    """`muon`: Muon for the blocks' matrices, AdamW for embeddings and norms; `adamw`: AdamW for all."""
     learning_rate: float
     warmup_steps: int
+    decay_steps: int
+    """The last steps, over which the learning rate falls. Before them the number of steps can still be changed."""
     weight_decay: float
     dropout: float
     about: dict[str, str]
     """What the GGUF says of itself: `name`, `description`, `license` …"""
+
+    def __post_init__(self) -> None:
+        if self.optimizer not in get_args(Optimizer):
+            raise ValueError(f"optimizer: one of {', '.join(get_args(Optimizer))}, not {self.optimizer}")
+        if self.warmup_steps + self.decay_steps > self.steps:
+            raise ValueError("warmup_steps and decay_steps: more steps than the stages have")
 
     @property
     def steps(self) -> int:
@@ -98,14 +114,14 @@ class Recipe:
         raise IndexError(f"the recipe has {self.steps} steps")
 
     def learning_rate_at(self, step: int) -> float:
-        """Linear warm-up, then a straight line to zero at the last step."""
+        """Linear warm-up, a level stretch, then a straight line to zero at the last step."""
         rising = (step + 1) / self.warmup_steps
-        falling = (self.steps - step) / (self.steps - self.warmup_steps)
+        falling = (self.steps - step) / self.decay_steps
         return self.learning_rate * min(1.0, rising, falling)
 
 
 def read(path: Path) -> Recipe:
-    """Reads a recipe. Raises TypeError for an unknown or missing setting, ValueError for an impossible shape."""
+    """Reads a recipe. Raises TypeError for an unknown or missing setting, ValueError for an impossible one."""
     table = tomllib.loads(path.read_text(encoding="utf-8"))
     shape = Shape(**table.pop("shape"))
     stages = tuple(Stage(**stage) for stage in table.pop("stages"))

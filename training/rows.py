@@ -22,12 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.corpus import Text
+from training.recipe import Recipe
 from training.vocabulary import CONTROL, END, FIM_MIDDLE, FIM_PAD, FIM_PREFIX, FIM_SUFFIX
 
 END_ID, PREFIX_ID, SUFFIX_ID, MIDDLE_ID, PAD_ID = map(CONTROL.index, (END, FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE, FIM_PAD))
 NO_TARGET = -1
 
 SHORTEST_PASSAGE = 120
+SHORTEST_CUT_PASSAGE = 40
+"""In characters. Where the passage is short, the middle is a larger share of what is learnt from."""
 CHARACTERS_PER_TOKEN = 3.0
 """A little under the real ratio, so that the longest passages still fit a row."""
 LONGEST_MIDDLE = 400
@@ -37,14 +40,16 @@ WORD_CUT_SHARE = 0.9
 Encode = Callable[[str], list[int]]
 """Text → token ids, no BOS added."""
 Ids = NDArray[np.int64]
+Weights = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Document:
-    """Tokens, and for each the token that should follow or `NO_TARGET`."""
+    """Tokens, and for each the token that should follow or `NO_TARGET`, and what that counts in the loss."""
 
     tokens: Ids
     targets: Ids
+    weights: Weights
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -56,6 +61,7 @@ class Rows:
 
     tokens: Ids
     targets: Ids
+    weights: Weights
     documents: Ids
 
 
@@ -63,17 +69,24 @@ def passage_document(text: str, ends_book: bool, encode: Encode) -> Document:
     return _document([END_ID, *encode(text)], END_ID if ends_book else NO_TARGET)
 
 
-def gap_document(prefix: str, middle: str, suffix: str, encode: Encode) -> Document:
+def gap_document(prefix: str, middle: str, suffix: str, encode: Encode, middle_weight: float = 1.0) -> Document:
     """Each part is encoded alone, as the parts of a request are."""
-    before = [END_ID, PREFIX_ID, *encode(prefix), SUFFIX_ID, *encode(suffix), MIDDLE_ID]
-    return _document(before + encode(middle), END_ID)
+    before = gap_prompt(prefix, suffix, encode)
+    document = _document(before + encode(middle), END_ID)
+    document.weights[len(before) - 1 :] = middle_weight
+    return document
+
+
+def gap_prompt(prefix: str, suffix: str, encode: Encode) -> list[int]:
+    """What stands before the middle, BOS included."""
+    return [END_ID, PREFIX_ID, *encode(prefix), SUFFIX_ID, *encode(suffix), MIDDLE_ID]
 
 
 def _document(tokens: list[int], last_target: int) -> Document:
     ids = np.array(tokens, np.int64)
     targets = np.append(ids[1:], last_target)
     inner = np.isin(targets, (PREFIX_ID, SUFFIX_ID, MIDDLE_ID))
-    return Document(ids, np.where(inner, NO_TARGET, targets))
+    return Document(ids, np.where(inner, NO_TARGET, targets), np.ones(len(ids), np.float32))
 
 
 def cut(text: str, rng: np.random.Generator, word_share: float = WORD_CUT_SHARE) -> tuple[str, str, str]:
@@ -95,13 +108,17 @@ def cut(text: str, rng: np.random.Generator, word_share: float = WORD_CUT_SHARE)
     return text[:start], text[start:end], text[end:]
 
 
-def draw(text: Text, longest: int, fim_share: float, encode: Encode, rng: np.random.Generator) -> Document:
-    """One random document of at most about `longest` tokens, log-uniform in length."""
-    length = round(_log_uniform(rng, SHORTEST_PASSAGE, max(SHORTEST_PASSAGE + 1, longest * CHARACTERS_PER_TOKEN)))
-    passage, ends_book = text.passage(int(rng.integers(len(text.paragraphs))), length)
-    if rng.random() < fim_share:
-        return gap_document(*cut(passage, rng), encode)
-    return passage_document(passage, ends_book, encode)
+def draw(text: Text, longest: int, recipe: Recipe, encode: Encode, rng: np.random.Generator) -> Document:
+    """One random document of at most about `longest` tokens.
+
+    Passages are uniform in length, those that are cut log-uniform.
+    """
+    start = int(rng.integers(len(text.paragraphs)))
+    most = max(SHORTEST_PASSAGE + 1, longest * CHARACTERS_PER_TOKEN)
+    if rng.random() < recipe.fim_share:
+        passage, _ = text.passage(start, round(_log_uniform(rng, SHORTEST_CUT_PASSAGE, most)))
+        return gap_document(*cut(passage, rng), encode, recipe.middle_weight)
+    return passage_document(*text.passage(start, round(rng.uniform(SHORTEST_PASSAGE, most))), encode)
 
 
 def pack(documents: Iterator[Document], rows: int, row_tokens: int) -> Rows:
@@ -109,6 +126,7 @@ def pack(documents: Iterator[Document], rows: int, row_tokens: int) -> Rows:
     that has room for it. The few that fit nowhere are left out."""
     tokens = np.full((rows, row_tokens), PAD_ID, np.int64)
     targets = np.full((rows, row_tokens), NO_TARGET, np.int64)
+    weights = np.zeros((rows, row_tokens), np.float32)
     numbers = np.full((rows, row_tokens), -1, np.int64)
     room = np.full(rows, row_tokens)
     for number, document in enumerate(sorted(_worth(documents, rows * row_tokens), key=len, reverse=True)):
@@ -117,9 +135,10 @@ def pack(documents: Iterator[Document], rows: int, row_tokens: int) -> Rows:
             row = fitting[np.argmin(room[fitting])]
             start = row_tokens - room[row]
             place = slice(start, start + len(document))
-            tokens[row, place], targets[row, place], numbers[row, place] = document.tokens, document.targets, number
+            tokens[row, place], targets[row, place] = document.tokens, document.targets
+            weights[row, place], numbers[row, place] = document.weights, number
             room[row] -= len(document)
-    return Rows(tokens, targets, numbers)
+    return Rows(tokens, targets, weights, numbers)
 
 
 def _worth(documents: Iterator[Document], tokens: int) -> Iterator[Document]:

@@ -17,11 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from training import checkpoint, rows
 from training.corpus import Text
 from training.evaluate import bits_per_byte
 from training.model import Llama
+from training.muon import Muon
 from training.recipe import Recipe
 
 GRADIENT_NORM = 1.0
@@ -50,17 +52,17 @@ def train(recipe: Recipe, run: Run, texts: dict[str, Text], held_out: Text, enco
     started_s = time.monotonic()
     torch.manual_seed(recipe.seed)
     model = Llama(recipe.shape, recipe.dropout).to(run.device)
-    optimizer = adamw(model, recipe)
-    first = checkpoint.resume(run.out, model, optimizer)
+    optimizers = optimizers_of(model, recipe)
+    first = checkpoint.resume(run.out, model, optimizers)
     loss_of = torch.compile(model.loss) if run.compiled else model.loss
     batches = ahead(recipe, texts, encode, first)
     losses: list[Tensor] = []
     tokens, since_s = 0, time.monotonic()
     for step, batch in zip(range(first, recipe.steps), batches, strict=False):
         model.train()
-        with torch.autocast(run.device, torch.bfloat16):
+        with torch.autocast(run.device, torch.bfloat16, enabled=bfloat16_pays(run.device)):
             loss = loss_of(*(tensor.to(run.device, non_blocking=True) for tensor in batch))
-        _descend(optimizer, loss, recipe.learning_rate_at(step))
+        _descend(optimizers, loss, recipe.learning_rate_at(step))
         losses.append(loss.detach())
         tokens += batch[0].numel()
         done = step + 1
@@ -71,7 +73,7 @@ def train(recipe: Recipe, run: Run, texts: dict[str, Text], held_out: Text, enco
             _log(run.out, step=done, loss=mean, learning_rate=recipe.learning_rate_at(step), tokens_per_s=rate)
             losses, tokens, since_s = [], 0, time.monotonic()
         if done % run.save_every_steps == 0 or done == recipe.steps or out_of_time:
-            checkpoint.save(run.out, done, model, optimizer, small=run.small_checkpoints)
+            checkpoint.save(run.out, done, model, optimizers, small=run.small_checkpoints)
             window = recipe.stage_at(step).row_tokens
             bits = bits_per_byte(model, held_out, encode, window=window, windows=VALIDATION_TOKENS // window)
             _log(run.out, step=done, bits_per_byte=bits, minutes=(time.monotonic() - started_s) / 60)
@@ -81,26 +83,39 @@ def train(recipe: Recipe, run: Run, texts: dict[str, Text], held_out: Text, enco
     return True
 
 
-def adamw(model: Llama, recipe: Recipe) -> torch.optim.AdamW:
-    """AdamW with weight decay on matrices only."""
-    matrices = [weight for weight in model.parameters() if weight.ndim > 1]
+def optimizers_of(model: Llama, recipe: Recipe) -> list[Optimizer]:
+    """The recipe's optimizers. Weight decay is for matrices only."""
+    rate, decay = recipe.learning_rate, recipe.weight_decay
     norms = [weight for weight in model.parameters() if weight.ndim == 1]
-    groups = [{"params": matrices, "weight_decay": recipe.weight_decay}, {"params": norms, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.95))
+    blocks = [weight for weight in model.blk.parameters() if weight.ndim > 1]
+    others = [model.token_embd.weight] if recipe.optimizer == "muon" else [model.token_embd.weight, *blocks]
+    groups = [{"params": others, "weight_decay": decay}, {"params": norms, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95))
+    return [adamw, Muon(blocks, rate, decay)] if recipe.optimizer == "muon" else [adamw]
 
 
-def _descend(optimizer: torch.optim.AdamW, loss: Tensor, learning_rate: float) -> None:
-    optimizer.zero_grad()
+def bfloat16_pays(device: str) -> bool:
+    """Whether the device multiplies in bfloat16 itself: a CPU that has to emulate it is ten times slower by it."""
+    if device != "cpu":
+        return True
+    can = torch.cpu.get_capabilities()
+    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+
+
+def _descend(optimizers: list[Optimizer], loss: Tensor, learning_rate: float) -> None:
+    for optimizer in optimizers:
+        optimizer.zero_grad()
     loss.backward()
-    for group in optimizer.param_groups:
+    groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+    torch.nn.utils.clip_grad_norm_([weight for group in groups for weight in group["params"]], GRADIENT_NORM)
+    for group in groups:
         group["lr"] = learning_rate
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    torch.nn.utils.clip_grad_norm_(weights, GRADIENT_NORM)
-    optimizer.step()
+    for optimizer in optimizers:
+        optimizer.step()
 
 
-def batch_at(step: int, recipe: Recipe, texts: dict[str, Text], encode: rows.Encode) -> tuple[Tensor, Tensor, Tensor]:
-    """Tokens, targets and document numbers of one step."""
+def batch_at(step: int, recipe: Recipe, texts: dict[str, Text], encode: rows.Encode) -> tuple[Tensor, ...]:
+    """Tokens, targets, their weights and document numbers of one step."""
     rng = np.random.default_rng([recipe.seed, step])
     stage = recipe.stage_at(step)
     parts = list(recipe.mix)
@@ -109,15 +124,14 @@ def batch_at(step: int, recipe: Recipe, texts: dict[str, Text], encode: rows.Enc
     def documents() -> Iterator[rows.Document]:
         while True:
             text = texts[parts[rng.choice(len(parts), p=shares / shares.sum())]]
-            yield rows.draw(text, stage.row_tokens, recipe.fim_share, encode, rng)
+            yield rows.draw(text, stage.row_tokens, recipe, encode, rng)
 
     packed = rows.pack(documents(), stage.rows, stage.row_tokens)
-    return torch.from_numpy(packed.tokens), torch.from_numpy(packed.targets), torch.from_numpy(packed.documents)
+    arrays = packed.tokens, packed.targets, packed.weights, packed.documents
+    return tuple(torch.from_numpy(array) for array in arrays)
 
 
-def ahead(
-    recipe: Recipe, texts: dict[str, Text], encode: rows.Encode, first: int
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def ahead(recipe: Recipe, texts: dict[str, Text], encode: rows.Encode, first: int) -> Iterator[tuple[Tensor, ...]]:
     """The batches from step `first` on, each made while the one before is trained on."""
     with ThreadPoolExecutor(1) as pool:
         following = pool.submit(batch_at, first, recipe, texts, encode)

@@ -92,6 +92,18 @@ def test_a_recipe_with_an_unknown_setting_is_refused(tmp_path: Path) -> None:
         read(path)
 
 
+@pytest.mark.parametrize(
+    ("setting", "said"), [('optimizer = "sgd"', "muon, adamw, not sgd"), ("decay_steps = 99999", "more steps than")]
+)
+def test_an_impossible_recipe_is_refused(tmp_path: Path, setting: str, said: str) -> None:
+    name = setting.split(" ")[0]
+    lines = (ROOT / "training/recipes/tale-cpu.toml").read_text().splitlines()
+    path = tmp_path / "recipe.toml"
+    path.write_text("\n".join(setting if line.startswith(name) else line for line in lines))
+    with pytest.raises(ValueError, match=said):
+        read(path)
+
+
 def test_a_shape_that_cannot_be_quantized_is_refused() -> None:
     with pytest.raises(ValueError, match="multiples of 32"):
         Shape(vocab_size=1000, context=64, dim=48, layers=1, heads=4, kv_heads=2, ff=96)

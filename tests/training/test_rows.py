@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training import rows
+from training import recipe, rows
 from training.corpus import Text
 from training.rows import END_ID, MIDDLE_ID, NO_TARGET, PREFIX_ID, SUFFIX_ID
 
 FIRST_BYTE = 5
+RECIPE = recipe.read(Path(__file__).parents[2] / "training/recipes/tale.toml")
 BOOKS = "Once a cat sat.\nIt slept.\n\nThe dog ran off into the wood, and the wood was dark.\nHe came home.\n"
 
 
@@ -61,6 +63,13 @@ def test_a_gap_reads_as_a_request_does_and_ends_where_it_is_filled() -> None:
     assert document.targets.tolist() == [NO_TARGET, a, NO_TARGET, c, NO_TARGET, b, END_ID]
 
 
+def test_a_middle_and_its_end_count_as_much_as_the_recipe_says() -> None:
+    document = rows.gap_document("ab", "cd", "ef", encode, middle_weight=3.0)
+    c, d = encode("cd")
+    assert document.targets[document.weights == 3.0].tolist() == [c, d, END_ID]
+    assert (document.weights[:-3] == 1.0).all()
+
+
 @given(st.text(st.sampled_from("ab \n"), min_size=2), st.integers(0, 2**32), st.sampled_from([0.0, 0.5, 1.0]))
 def test_a_cut_loses_nothing_and_leaves_a_middle(text: str, seed: int, word_share: float) -> None:
     prefix, middle, suffix = rows.cut(text, np.random.default_rng(seed), word_share)
@@ -84,11 +93,12 @@ def test_middles_are_short_and_long() -> None:
     assert 0.45 < (lengths < rows.LONGEST_MIDDLE**0.5).mean() < 0.55
 
 
-def test_half_of_the_documents_are_gaps_and_every_one_begins_as_requests_do() -> None:
+def test_the_recipe_says_how_many_documents_are_gaps_and_every_one_begins_as_requests_do() -> None:
     rng = np.random.default_rng(0)
-    drawn = [rows.draw(Text.of(BOOKS), 64, 0.5, encode, rng) for _ in range(400)]
+    drawn = [rows.draw(Text.of(BOOKS), 64, RECIPE, encode, rng) for _ in range(400)]
     assert all(document.tokens[0] == END_ID for document in drawn)
-    assert 0.4 < np.mean([document.tokens[1] == PREFIX_ID for document in drawn]) < 0.6
+    share = np.mean([document.tokens[1] == PREFIX_ID for document in drawn])
+    assert share == pytest.approx(RECIPE.fim_share, abs=0.1)
 
 
 @given(st.lists(st.integers(2, 32), min_size=1), st.integers(1, 5))
