@@ -22,6 +22,7 @@ from andthen.contract.errors import (
     UpstreamUnauthenticated,
 )
 from andthen.contract.events import Text
+from andthen.vendors.rows import Profile
 from andthen.vendors.settings import Access, Share, Timeouts
 from tests.upstream.vendor import (
     DONE,
@@ -92,7 +93,7 @@ async def test_a_request_is_answered_by_the_model_it_names() -> None:
 
 
 async def test_what_the_server_does_not_take_at_once_is_spread_within_the_bound() -> None:
-    single = msgspec.convert({"takes": {"n": False}, "prompts": ["text"]}, type=_profile())
+    single = msgspec.convert({"takes": {"n": False}, "prompts": ["text"]}, type=Profile)
     async with (
         vendor(plain) as one,
         catalog({"team/m": remote(one.port, over=single)}, parallel=3) as models,
@@ -104,14 +105,8 @@ async def test_what_the_server_does_not_take_at_once_is_spread_within_the_bound(
         assert one.most_running <= 3
 
 
-def _profile() -> Any:
-    from andthen.vendors.rows import Profile
-
-    return Profile
-
-
 async def test_a_stop_that_the_server_does_not_know_ends_its_call() -> None:
-    own = msgspec.convert({"takes": {"stop": False}}, type=_profile())
+    own = msgspec.convert({"takes": {"stop": False}}, type=Profile)
     async with vendor(endless) as one, catalog({"team/m": remote(one.port, over=own)}) as models:
         reply = await answer(models, stop=[" 7"], max_tokens=1000)
         assert reply["choices"][0] == {
@@ -124,7 +119,7 @@ async def test_a_stop_that_the_server_does_not_know_ends_its_call() -> None:
 
 
 async def test_a_caller_who_leaves_takes_every_call_along() -> None:
-    own = msgspec.convert({"takes": {"n": False}}, type=_profile())
+    own = msgspec.convert({"takes": {"n": False}}, type=Profile)
     async with vendor(endless) as one, catalog({"team/m": remote(one.port, over=own)}) as models:
         work = begun(models, n=3, stream=True, max_tokens=1000)
         async with aclosing(work.events()) as batches:
@@ -148,7 +143,7 @@ async def test_a_call_that_was_refused_for_a_while_is_made_again(status: int) ->
 
 
 async def test_retries_have_one_bound_for_the_whole_request() -> None:
-    own = msgspec.convert({"takes": {"n": False}}, type=_profile())
+    own = msgspec.convert({"takes": {"n": False}}, type=Profile)
     async with (
         vendor(failing(99, json_reply(OVERLOADED, 500))) as one,
         catalog({"team/m": remote(one.port, over=own)}, retries=2) as models,
@@ -236,7 +231,7 @@ async def test_one_call_that_fails_ends_its_siblings() -> None:
             async for piece in endless(sent):
                 yield piece
 
-    own = msgspec.convert({"takes": {"n": False}}, type=_profile())
+    own = msgspec.convert({"takes": {"n": False}}, type=Profile)
     async with vendor(play) as one, catalog({"team/m": remote(one.port, over=own)}) as models:
         with pytest.raises(UpstreamUnauthenticated):
             await events_of(begun(models, n=2, seed=0, stream=True, max_tokens=1000))
@@ -244,7 +239,7 @@ async def test_one_call_that_fails_ends_its_siblings() -> None:
         await asyncio.wait_for(endless_one.left.wait(), LIMIT_S)
 
 
-BOTH = {"team/both": (Share(model="team/a"), Share(model="team/b", order=1))}
+BOTH: dict[str, tuple[Share, ...]] = {"team/both": (Share(model="team/a"), Share(model="team/b", order=1))}
 
 
 async def test_before_the_first_event_another_deployment_steps_in_unseen() -> None:
@@ -274,7 +269,7 @@ async def test_after_the_first_event_the_error_is_told() -> None:
 
 
 async def test_a_deployment_that_cannot_take_the_request_is_passed_over() -> None:
-    able = msgspec.convert({"takes": {"suffix": True}}, type=_profile())
+    able = msgspec.convert({"takes": {"suffix": True}}, type=Profile)
     async with (
         vendor(plain) as plain_one,
         vendor(plain) as filler,

@@ -173,9 +173,8 @@ class NoEngine(Local):
 
 def remote(port: int, language: str = "openai_completions", **fields: Any) -> Remote:
     fields.setdefault("access", Access(private=True, timeouts=Timeouts(total_s=LIMIT_S)))
-    return Remote(
-        vendor="Vendor", address=f"http://127.0.0.1:{port}/v1", model="m", key="KEY-OF-OURS", language=language, **fields
-    )
+    fields |= {"model": "m", "key": "KEY-OF-OURS", "language": language}
+    return Remote(vendor="Vendor", address=f"http://127.0.0.1:{port}/v1", **fields)
 
 
 @asynccontextmanager
