@@ -75,6 +75,7 @@ class Transport:
 
     def __init__(self) -> None:
         self._sessions: dict[tuple[str, str, bool], aiohttp.ClientSession] = {}
+        self._open: set[aiohttp.StreamReader] = set()
 
     async def __aenter__(self) -> Self:
         return self
@@ -83,6 +84,9 @@ class Transport:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Closes all connections; replies that are still read end in an error."""
+        # The library forgets them when it closes their connections, and they would wait until they are due.
+        for content in self._open:
+            content.set_exception(ConnectionAbortedError())
         sessions, self._sessions = self._sessions, {}
         for session in sessions.values():
             await session.close()
@@ -95,7 +99,7 @@ class Transport:
         """
         return Reply(self, call, access, vendor)
 
-    def session(self, access: Access) -> aiohttp.ClientSession:
+    def _session(self, access: Access) -> aiohttp.ClientSession:
         """The pool for a way to reach servers. Raises OSError where `ca_file` can't be read or holds none."""
         key = (access.proxy, access.ca_file, access.private)
         if key not in self._sessions:
@@ -131,6 +135,9 @@ class Reply:
         self._socket: asyncio.Transport | None = None
         self._protocol: ResponseHandler | None = None
         self._timer: asyncio.Timeout | None = None
+        self._watcher: asyncio.Handle | None = None
+        self._watches_at = 0.0
+        self._waiting = False
         self._flowing = False
         self._reused = False
         self._refused = False
@@ -213,7 +220,7 @@ class Reply:
             self._timer.reschedule(self._due)
 
     async def _send(self) -> aiohttp.ClientResponse:
-        session = self._transport.session(self._access)
+        session = self._transport._session(self._access)
         if not (self._call.url.isascii() and self._call.url.isprintable()) or " " in self._call.url:
             raise ValueError
         # As the language wrote it: a signature may stand on each byte.
@@ -234,6 +241,7 @@ class Reply:
 
     def _accept(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
+        self._transport._open.add(response.content)
         self.status = response.status
         self.headers = tuple((name.lower(), value) for name, value in response.headers.items())
 
@@ -251,18 +259,43 @@ class Reply:
             if now >= self._total_at:
                 failure = self._late()
             elif not (data := content.read_nowait()) and not content.at_eof():
-                async with asyncio.timeout_at(self._due) as self._timer:
-                    data = await content.readany()
+                self._watch()
+                self._waiting = True
+                data = await content.readany()
         except LIBRARY_ERRORS as error:
             failure = self._failure(error)
+        finally:
+            self._waiting = False
         if failure is not None:
             raise failure
         self._flowing = self._call.streams
         return data
 
+    def _watch(self) -> None:
+        """Sees to it that a wait ends when it is due. One timer serves a whole body, since one for each chunk would
+        cost as much as the chunk: where it went off too early, it is set again."""
+        if self._watcher is not None:
+            if self._watches_at <= self._due:
+                return
+            self._watcher.cancel()
+        self._watches_at = self._due
+        self._watcher = self._loop.call_at(self._due, self._look)
+
+    def _look(self) -> None:
+        self._watcher = None
+        if self._waiting and self._response is not None:
+            if self._loop.time() >= self._due:
+                self._response.content.set_exception(TimeoutError())
+            else:
+                self._watch()
+
     async def _close(self) -> None:
         """Unless the whole reply has come, closes the connection, and with it drops what was not sent yet."""
+        if self._watcher is not None:
+            self._watcher.cancel()
         response, protocol = self._response, self._protocol
+        if response is not None:
+            self._transport._open.discard(response.content)
         if self._socket is None or protocol is None or (response is not None and response.connection is None):
             return
         closed = protocol.closed

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 from andthen import __version__
-from andthen.contract.errors import UpstreamGarbled, UpstreamUnreachable
+from andthen.contract.errors import UpstreamError, UpstreamGarbled, UpstreamUnreachable
 from andthen.transport import Transport
 from tests.transport.peers import HELLO, STREAM, Peer, access, call, polite, saying, serving
 
@@ -274,3 +274,27 @@ async def test_the_environments_proxies_are_not_used(transport: Transport, monke
         async with transport.perform(call(upstream), access(), "Peer") as reply:
             await reply.body(5)
     assert (upstream.accepted, proxy.accepted) == (1, 0)
+
+
+@pytest.mark.parametrize("said", [b"", STREAM], ids=["nothing", "headers"])
+async def test_a_transport_that_closes_ends_what_is_still_read(said: bytes) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(said)
+        await peer.gone()
+        upstream.left.set()
+
+    async def ask() -> None:
+        async with transport.perform(call(upstream), access(), "Peer") as reply:
+            async for _ in reply.chunks():
+                pass
+
+    async with serving(script) as upstream:
+        async with Transport() as transport:
+            task = asyncio.create_task(ask())
+            while not upstream.requests:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
+        with pytest.raises(UpstreamError):
+            await asyncio.wait_for(task, 1)
+        await upstream.sees_the_end()
