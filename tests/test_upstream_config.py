@@ -172,6 +172,8 @@ def test_names_for_several_are_taken_apart_into_models(environ: dict[str, str]) 
 SERVER = "address = 'https://x.example'\nlanguage = 'openai_chat'\n"
 ERRORS = {
     "a vendor that nobody knows": ("[vendors.opnai]\n", r"line 1: \[vendors.opnai\] needs.*Did you mean `openai`"),
+    "a prefix that is none": ("[vendors.'a/b']\n", r"line 1: .*a prefix is letters, digits"),
+    "the engine's prefix": ("[vendors.local]\n", r"line 1: .*and not `local`"),
     "an unknown setting": (
         "[vendors.openai]\nadress = 'x'\n",
         r"line 2: .*no setting `adress`. Did you mean `address`",

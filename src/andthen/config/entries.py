@@ -15,7 +15,7 @@ from andthen.config.values import ConfigError, near
 from andthen.contract.fields import completion_fields
 from andthen.contract.limits import Limits
 from andthen.plan.abilities import Way
-from andthen.vendors.rows import dialect_fields, laid_over, languages
+from andthen.vendors.rows import laid_over, language_struct, languages
 from andthen.vendors.settings import Remote, Timeouts
 
 _TIMEOUTS = tuple(field.name for field in fields(Timeouts))
@@ -104,7 +104,7 @@ class Entry:
             if name not in _FIELDS:
                 raise self.error("always", f"names `{name}`, which is no field of a request. {near(name, _FIELDS)}")
         remote = replace(remote, over=laid_over(remote.over, table.profile()))
-        names = dialect_fields(remote.resolved().language) if table.dialect else ()
+        names = language_struct(remote.resolved().language).__struct_fields__ if table.dialect else ()
         for name in table.dialect:
             if name not in names:
                 known = near(name, names) if names else "It has no dialects."

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
-import itertools
 
 import msgspec
 from msgspec import Struct
@@ -13,6 +11,7 @@ from andthen.config import SECTIONS
 from andthen.config.local_models import ModelTable
 from andthen.config.remote_tables import RemoteTable, RouteTable, VendorTable
 from andthen.config.values import describe, setting_types, variable_name
+from andthen.contract.markdown import field_documents
 
 TABLES: dict[str, type[Struct]] = {
     '[models."local/NAME"]': ModelTable,
@@ -29,7 +28,7 @@ def settings_markdown() -> str:
 
 
 def _table_markdown(title: str, kind: type[Struct], section: str | None) -> str:
-    documents = _documents(kind)
+    documents = field_documents(kind)
     head, bracket, more = title.partition("]")
     about = [inspect.cleandoc(kind.__doc__), ""] if kind.__doc__ else []
     rows = [f"### `{head}{bracket}`{more}", "", *about, "| setting | default | must be | |", "|---|---|---|---|"]
@@ -44,15 +43,3 @@ def _default(field: msgspec.structs.FieldInfo) -> str:
     if field.default in (None, "", (), {}, msgspec.NODEFAULT):
         return "–"
     return f"`{msgspec.json.encode(field.default).decode()}`"
-
-
-def _documents(kind: type[Struct]) -> dict[str, str]:
-    """Setting → the text that stands under its field in the source."""
-    found: dict[str, str] = {}
-    for owner in reversed(kind.__mro__[: kind.__mro__.index(Struct)]):
-        (body,) = ast.parse(inspect.getsource(owner)).body
-        for field, text in itertools.pairwise(body.body if isinstance(body, ast.ClassDef) else []):
-            match field, text:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(document))):
-                    found[name] = " ".join(document.split())
-    return found

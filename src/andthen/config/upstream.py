@@ -5,6 +5,7 @@ Everything that can be known without a call is checked here, so that no request 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from andthen.config.routes import Circle, flattened
 from andthen.config.values import ConfigError, near, setting_types, variable_name
 from andthen.vendors.rows import VendorRow, languages, vendors
 from andthen.vendors.settings import Access, Remote, Share, Timeouts, Upstream, UpstreamSettings
+
+_PREFIX = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def upstream(
@@ -103,6 +106,8 @@ class _Reader:
 
     def _vendor(self, prefix: str) -> _Vendor:
         keys, label = ("vendors", prefix), f"[vendors.{prefix}]"
+        if f"{prefix}/" == LOCAL or not _PREFIX.fullmatch(prefix):
+            raise self._file.error(keys, f"{label}: a prefix is letters, digits, and . _ - inside, and not `local`")
         listed, row = prefix in self._tables, vendors().get(prefix)
         table = self._file.read(keys, label, VendorTable) if listed else VendorTable()
         entry = Entry(self._file, self._environ, keys, label, table)

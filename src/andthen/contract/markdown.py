@@ -1,9 +1,14 @@
-"""The tables of the documentation that the contract prints: parameters and errors."""
+"""The tables of the documentation that the contract prints, parameters and errors, and what others print theirs by."""
 
 from __future__ import annotations
 
+import ast
+import inspect
+import itertools
 import json
 from collections.abc import Sequence
+
+from msgspec import Struct
 
 from andthen.contract.errors import tree
 from andthen.contract.fields import Field, completion_fields
@@ -44,3 +49,15 @@ def errors_markdown() -> str:
         when = (kind.__doc__ or "").partition("\n")[0]
         rows.append(f"| {kind.status} | `{kind.type}` | `{kind.code}` | {retry} | {when} |")
     return "\n".join(rows)
+
+
+def field_documents(kind: type[Struct]) -> dict[str, str]:
+    """Field → the text that stands under it in the source."""
+    found: dict[str, str] = {}
+    for owner in reversed(kind.__mro__[: kind.__mro__.index(Struct)]):
+        (body,) = ast.parse(inspect.getsource(owner)).body
+        for field, text in itertools.pairwise(body.body if isinstance(body, ast.ClassDef) else []):
+            match field, text:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(document))):
+                    found[name] = " ".join(document.split())
+    return found

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 
-from msgspec.structs import replace
+from msgspec import NODEFAULT
+from msgspec.structs import fields, replace
 
 from andthen.contract.limits import Limits
+from andthen.contract.markdown import field_documents
 from andthen.plan.abilities import Abilities, Ability, contract_parameters
-from andthen.vendors.rows import ModelRow, VendorRow, vendors
+from andthen.vendors.rows import ModelRow, VendorRow, language_struct, languages, vendors
 
 LEGEND = "N native, E emulated, – refused; beside it what is taken, where that is less than the contract's"
 
 _WILD = re.compile(r"\[(.)[^]]*\]|[*?]")
 _LONG = 10_000
-_POWERS = {2**31 - 1: "2³¹−1", -(2**31): "-2³¹", 2**32 - 1: "2³²−1", 2**53 - 1: "2⁵³−1", 2**63 - 1: "2⁶³−1"}
+_POWERS: dict[float, str] = {
+    2**31 - 1: "2³¹−1",
+    -(2**31): "-2³¹",
+    2**32 - 1: "2³²−1",
+    2**53 - 1: "2⁵³−1",
+    2**63 - 1: "2⁶³−1",
+}
 _FORMS = {"text": "prompt", "texts": "prompts", "token_ids": "token ids", "empty": "empty prompt"}
 
 
@@ -106,6 +115,18 @@ def _differences(row: VendorRow, models: ModelRow, usual: dict[str, str]) -> str
     if resolved.language != row.language:
         said.insert(0, f"speaks `{resolved.language}`")
     return ", ".join(said)
+
+
+def dialects_markdown() -> str:
+    """The table of docs/upstream.md: each language, and what its dialects may say."""
+    rows = []
+    for name in languages():
+        struct = language_struct(name)
+        documents = field_documents(struct)
+        for field in fields(struct):
+            default = field.default_factory() if field.default is NODEFAULT else field.default
+            rows.append([f"`{name}`", f"`{field.name}`", f"`{json.dumps(default)}`", documents.get(field.name, "")])
+    return _table(["language", "field", "default", ""], rows)
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

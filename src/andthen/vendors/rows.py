@@ -82,7 +82,7 @@ class Resolved(Struct, frozen=True, kw_only=True):
 
     def wire(self) -> Wire:
         """The language in this dialect. Raises msgspec.ValidationError for a dialect that it does not have."""
-        wire: Wire = msgspec.convert(self.profile.dialect, _language(self.language))
+        wire: Wire = msgspec.convert(self.profile.dialect, language_struct(self.language))
         return wire
 
     def abilities(self, model: str, limits: Limits) -> Abilities:
@@ -127,13 +127,7 @@ def vendors() -> Mapping[str, VendorRow]:
     }
 
 
-def dialect_fields(language: str) -> tuple[str, ...]:
-    """What a dialect of the language may say."""
-    names: tuple[str, ...] = _language(language).__struct_fields__
-    return names
-
-
-def _language(name: str) -> type[Any]:
-    """The struct of a language, from the one file that may know it."""
+def language_struct(name: str) -> type[Any]:
+    """A language, from the one file that may know it; its fields are what a dialect may say."""
     module = __import__(f"andthen.wire.{name}", fromlist=["Language"])
     return module.Language  # type: ignore[no-any-return]
