@@ -127,7 +127,7 @@ class Language(Struct, frozen=True, forbid_unknown_fields=True):
     thinking_budget: int | None = None
     """Tokens that a model of before Gemini 3 may spend on hidden thoughts; they count in `max_tokens`. 0: none."""
     thinking_level: str = ""
-    """The same for later models, in words: `minimal`, `low`, …; empty: not sent."""
+    """The same for later models, in words: `MINIMAL`, `LOW`, …; empty: not sent."""
 
     def encode(self, request: CompletionRequest, target: Target, *, streams: bool) -> Call:
         streams = streams and not _comes_whole(request)
