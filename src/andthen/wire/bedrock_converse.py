@@ -18,12 +18,12 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Meta, Struct
 
-from andthen.contract.errors import AndthenError, UpstreamRefused
+from andthen.contract.errors import AndthenError, UnsupportedParameter, UpstreamRefused
 from andthen.contract.events import Event, Finished, FinishReason, Text, Usage
 from andthen.contract.request import CompletionRequest
 from andthen.wire.base import Call, Headers, Refusal, Target
 from andthen.wire.deferred import Deferred
-from andthen.wire.failures import VendorError, cut_short, failure, garbled, retry_after_s
+from andthen.wire.failures import VendorError, cut_short, failure, garbled, redacted, retry_after_s
 
 _MAX_REPLY_BYTES = 64 * 2**20
 _REGION = re.compile(r"bedrock-runtime(?:-fips)?\.([a-z]{2,}(?:-[a-z0-9]+)+)\.")
@@ -39,6 +39,15 @@ _REASONS: Mapping[str, FinishReason] = {
     "guardrail_intervened": "content_filter",
 }
 """All others (`malformed_model_output`, `malformed_tool_use`) are failures."""
+_NOT_TAKEN = re.compile(
+    r"deprecated for this model|cannot both be specified|does(n't| not) support the \w+ field", re.IGNORECASE
+)
+_WORDS: Mapping[str, tuple[str, ...]] = {
+    "temperature": ("temperature",),
+    "top_p": ("top_p", "topP"),
+    "stop": ("stop_sequences", "stopSequences"),
+}
+"""By what an error names the parameters that only some models take."""
 _STATUS_OF: Mapping[str, int] = {
     "validationException": 400,
     "modelTimeoutException": 408,
@@ -140,8 +149,14 @@ class Language(Struct, frozen=True, forbid_unknown_fields=True):
         error = _error(refusal.body)
         named = dict(refusal.headers).get("x-amzn-errortype", "") or error.type or ""
         code = named.partition(":")[0].rpartition("#")[2]
+        message = _said(error)
+        if refusal.status == 400 and (param := _untaken(message, request)):
+            return UnsupportedParameter(
+                f"`{param}` is not taken so by {target.vendor}'s model: {redacted(message, request, target)}",
+                param=param,
+            )
         wait_s = retry_after_s(refusal.headers)
-        return failure(VendorError(refusal.status, code, _said(error), wait_s), request, target)
+        return failure(VendorError(refusal.status, code, message, wait_s), request, target)
 
     def _signed(self, url: str, headers: Headers, body: bytes, target: Target) -> Headers:
         """The headers with Signature Version 4."""
@@ -168,6 +183,15 @@ class Language(Struct, frozen=True, forbid_unknown_fields=True):
         scope = signer.scope(request)
         authorization = f"AWS4-HMAC-SHA256 Credential={scope}, SignedHeaders={names}, Signature={signature}"
         return (*dated, ("authorization", authorization))
+
+
+def _untaken(message: str, request: CompletionRequest) -> str:
+    """The parameter that an error says the model does not take; empty where it is another error."""
+    if not _NOT_TAKEN.search(message):
+        return ""
+    return next(
+        (name for name, words in _WORDS.items() if name in request.given and any(map(message.count, words))), ""
+    )
 
 
 def _inference_config(request: CompletionRequest) -> dict[str, Any]:

@@ -17,12 +17,12 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Meta, Struct
 
-from andthen.contract.errors import AndthenError
+from andthen.contract.errors import AndthenError, UnsupportedParameter
 from andthen.contract.events import Alternative, Event, Finished, FinishReason, PromptScored, Text, Token, Usage
 from andthen.contract.request import CompletionRequest
 from andthen.wire.base import Call, Headers, Refusal, Target
 from andthen.wire.deferred import Deferred
-from andthen.wire.failures import VendorError, cut_short, failure, garbled, retry_after_s
+from andthen.wire.failures import VendorError, cut_short, failure, garbled, redacted, retry_after_s
 from andthen.wire.sse import MAX_EVENT_BYTES, EventTooLong, ServerSentEvent, SseParser
 
 _REASONS: Mapping[str, FinishReason] = {
@@ -44,6 +44,14 @@ _REASONS: Mapping[str, FinishReason] = {
 """All others (`OTHER`, `MALFORMED_RESPONSE`, those of tools and images) are failures."""
 _UNSPECIFIED = "FINISH_REASON_UNSPECIFIED"
 _BAD_KEY = "API_KEY_INVALID"
+_NOT_TAKEN = re.compile(r"is not (enabled|supported) for", re.IGNORECASE)
+_WORDS: Mapping[str, str] = {
+    "presence_penalty": "penalty",
+    "frequency_penalty": "penalty",
+    "logprobs": "logprobs",
+    "n": "multiple candidates",
+}
+"""By what an error names the parameters that only some models take."""
 _DELAY = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)s")
 
 _Count = Annotated[int, Meta(ge=0)]
@@ -153,6 +161,11 @@ class Language(Struct, frozen=True, forbid_unknown_fields=True):
             told = _Response()
         response = next(iter(told), _Response()) if isinstance(told, list) else told
         error = _vendor_error(response.error or _Error(), refusal.status, retry_after_s(refusal.headers))
+        if error.status == 400 and (param := _untaken(error.message, request)):
+            return UnsupportedParameter(
+                f"`{param}` is not taken by {target.vendor}'s model: {redacted(error.message, request, target)}",
+                param=param,
+            )
         return failure(error, request, target)
 
     def _key(self, target: Target) -> Headers:
@@ -183,6 +196,13 @@ class Language(Struct, frozen=True, forbid_unknown_fields=True):
         elif self.thinking_budget is not None:
             config["thinkingConfig"] = {"thinkingBudget": self.thinking_budget}
         return config
+
+
+def _untaken(message: str, request: CompletionRequest) -> str:
+    """The parameter that an error says the model does not take; empty where it is another error."""
+    if not _NOT_TAKEN.search(message):
+        return ""
+    return next((name for name, word in _WORDS.items() if name in request.given and word in message.lower()), "")
 
 
 def _comes_whole(request: CompletionRequest) -> bool:
