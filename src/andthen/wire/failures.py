@@ -24,11 +24,24 @@ from andthen.contract.errors import (
     UpstreamUnauthenticated,
 )
 from andthen.contract.request import CompletionRequest
+from andthen.contract.shapes import Prompt
 from andthen.wire.base import Headers, Target
 
 _MESSAGE_CHARACTERS = 300
+_READ_CHARACTERS = 1000
+"""Of a message, before what is secret is taken out."""
+_QUOTED_CHARACTERS = 12
+"""So many in a row that also stand in a prompt are a quotation."""
+_SEARCHED_CHARACTERS = 2**17
+"""Of longer prompts nothing is looked for in a message: it is not shown at all."""
+_SPENT = "insufficient_quota"
+"""OpenAI's code for an account without money, which no waiting cures, with the status of too many requests."""
 _CODE = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
-_KEY_LIKE = re.compile(r"[A-Za-z0-9_\-+/=.*]{24,}|\b(?:sk|pk|gsk|xai|nvapi|csk|pplx|AIza|AKIA)[-_A-Za-z0-9*]{4,}")
+_KEY_LIKE = re.compile(
+    r"(?=[A-Za-z_\-+/=.]*[0-9*])[A-Za-z0-9_\-+/=.*]{24,}|[A-Za-z0-9_\-+/=.*]{40,}|"
+    r"\b(?:sk|pk|gsk|xai|nvapi|csk|pplx|fw|tgp|hf|r8|AIza|AKIA)[-_A-Za-z0-9*]*[-_0-9*][-_A-Za-z0-9*]{3,}"
+)
+_ESCAPES = re.compile(r"\\[nrt]")
 _CONTEXT = re.compile(
     r"context.{0,10}(length|window|size|limit)|maximum context|too many (input |total )?tokens|prompt is too long|"
     r"input (is )?too long|exceeds? the (maximum|model'?s|available) (number of tokens|context)|"
@@ -56,7 +69,7 @@ def failure(error: VendorError, request: CompletionRequest, target: Target) -> A
     status = error.status
     if status in (400, 413, 422) and _CONTEXT.search(f"{error.code.replace('_', ' ')} {error.message}"):
         return ContextLengthExceeded(f"{says} Shorten the prompt or lower `max_tokens`.", param="prompt")
-    if status in (401, 402, 403, 407):
+    if status in (401, 402, 403, 407) or (status == 429 and error.code == _SPENT):
         return UpstreamUnauthenticated(f"{says} The key that the server has for it is the operator's to mend.")
     if status == 404:
         return ModelNotFound(f"{says} The model may have been renamed or retired there.", param="model")
@@ -98,37 +111,44 @@ def retry_after_s(headers: Headers) -> int | None:
 
 def redacted(message: str, request: CompletionRequest, target: Target) -> str:
     """A vendor's message in one line of printable text, without keys and without what it quotes of the request."""
-    message = " ".join("".join(letter if letter.isprintable() else " " for letter in message).split())
-    prompts = [prompt for prompt in request.prompts if isinstance(prompt, str)]
-    secrets = [*target.key.split("\n"), *prompts, request.suffix or ""]
-    for secret in secrets:
-        for part in {secret, " ".join(secret.split())}:
-            if len(part) > 3:
-                message = message.replace(part, "…")
-    message = _KEY_LIKE.sub("…", message)
-    message = _without_quotes(message, secrets)
-    return message[:_MESSAGE_CHARACTERS]
+    message = _one_line(_ESCAPES.sub(" ", message[: 2 * _READ_CHARACTERS]))
+    if len(message) > _READ_CHARACTERS:
+        # A word that is cut might be a secret that is no longer known as one.
+        message = message[:_READ_CHARACTERS].rpartition(" ")[0]
+    for secret in target.key.split():
+        message = message.replace(secret, "…")
+    message = _KEY_LIKE.sub(lambda found: found[0] if found[0].rstrip(".") in target.model else "…", message)
+    texts = [*map(_as_text, request.prompts), request.suffix or ""]
+    if sum(map(len, texts)) > _SEARCHED_CHARACTERS:
+        return ""
+    return _without_quotes(message, [_one_line(text) for text in texts])[:_MESSAGE_CHARACTERS]
 
 
-def _without_quotes(message: str, secrets: list[str]) -> str:
-    """Drops runs of words that also stand in a prompt: vendors quote parts."""
-    known = {window for secret in secrets for window in _windows(secret.split())}
-    words = message.split(" ")
-    hidden = [False] * len(words)
-    for start, window in enumerate(_windows(words)):
-        if window in known:
-            hidden[start : start + _WORDS_QUOTED] = [True] * _WORDS_QUOTED
+def _as_text(prompt: Prompt) -> str:
+    return prompt if isinstance(prompt, str) else ", ".join(map(str, prompt))
+
+
+def _one_line(text: str) -> str:
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def _without_quotes(message: str, texts: list[str]) -> str:
+    """Puts an ellipsis for each of the texts, and for longer parts of them: vendors quote the beginning or an end."""
+    for text in sorted(texts, key=len, reverse=True):
+        if len(text) > 3:
+            message = message.replace(text, "…")
+    everything = "\n".join(texts)
     kept: list[str] = []
-    for word, is_hidden in zip(words, hidden, strict=True):
-        if not is_hidden:
-            kept.append(word)
-        elif not kept or kept[-1] != "…":
-            kept.append("…")
-    return " ".join(kept)
-
-
-_WORDS_QUOTED = 3
-
-
-def _windows(words: list[str]) -> list[tuple[str, ...]]:
-    return [tuple(words[start : start + _WORDS_QUOTED]) for start in range(len(words) - _WORDS_QUOTED + 1)]
+    at = 0
+    while at < len(message):
+        end = at + _QUOTED_CHARACTERS
+        found = everything.find(message[at:end]) if end <= len(message) else -1
+        if found < 0:
+            kept.append(message[at])
+            at += 1
+            continue
+        while end < len(message) and everything.startswith(message[end], found + end - at):
+            end += 1
+        kept.append("…")
+        at = end
+    return "".join(kept)

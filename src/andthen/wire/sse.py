@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from msgspec import Struct
 
 MAX_EVENT_BYTES = 16 * 2**20
+
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
 class ServerSentEvent(Struct, frozen=True):
@@ -21,42 +26,55 @@ class SseParser:
     """Bytes in, events out. Comments and events without data are passed over; an event that the body's end cuts off is
     dropped, so that a reply cut short never looks whole."""
 
-    __slots__ = ("_data", "_line", "_name", "_size")
+    __slots__ = ("_after_cr", "_begun", "_data", "_data_size", "_line", "_name", "_size")
 
     def __init__(self) -> None:
-        self._line = b""
+        self._line: list[bytes] = []
+        """The pieces of the line that is not complete."""
+        self._size = 0
+        """Bytes of these."""
+        self._data_size = 0
+        self._begun = False
+        self._after_cr = False
+        """The last byte was a CR: an LF now belongs to it."""
         self._name = ""
         self._data: list[bytes] = []
-        self._size = 0
 
     def feed(self, data: bytes) -> list[ServerSentEvent]:
         """The events that `data` completes. Raises `EventTooLong`."""
-        buffer = self._line + data
-        # A CR at the very end may be half of a CRLF: it waits for the next byte.
-        tail = b""
-        if buffer.endswith(b"\r"):
-            buffer, tail = buffer[:-1], b"\r"
-        if b"\r" in buffer:
-            buffer = buffer.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
-        lines = buffer.split(b"\n")
-        self._line = lines.pop() + tail
+        if not data:
+            return []
+        own = data.removeprefix(b"\n") if self._after_cr else data
+        self._after_cr = data.endswith(b"\r")
+        *ended, rest = _LINE_END.split(own)
         events: list[ServerSentEvent] = []
-        for line in lines:
-            self._size += len(line)
-            if line:
-                self._take(line)
-            else:
-                if self._data:
-                    events.append(ServerSentEvent(self._name, b"\n".join(self._data)))
-                self._name, self._data, self._size = "", [], 0
-        if self._size + len(self._line) > MAX_EVENT_BYTES:
+        for line in ended:
+            self._end_line(b"".join([*self._line, line]), events)
+        if rest:
+            self._line.append(rest)
+            self._size += len(rest)
+        if self._size + self._data_size > MAX_EVENT_BYTES:
             raise EventTooLong
         return events
+
+    def _end_line(self, line: bytes, events: list[ServerSentEvent]) -> None:
+        self._line.clear()
+        self._size = 0
+        if not self._begun:
+            self._begun = True
+            line = line.removeprefix(_BYTE_ORDER_MARK)
+        if line:
+            self._take(line)
+            return
+        if any(self._data):
+            events.append(ServerSentEvent(self._name, b"\n".join(self._data)))
+        self._name, self._data, self._data_size = "", [], 0
 
     def _take(self, line: bytes) -> None:
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
         if field == b"data":
             self._data.append(value)
+            self._data_size += len(value) + 1
         elif field == b"event":
             self._name = value.decode(errors="replace")
