@@ -122,7 +122,7 @@ class Local:
         if models is not self._described:
             self._described = models
             self._deployments = {name: self._deployment(model) for name, model in models.items()}
-        if not models:
+        if not models and not self._engine.ready:
             raise EngineRestarted("The engine is starting: send the request again.")
         return self._deployments
 

@@ -1,5 +1,5 @@
 """What the operator may set about the server. Knows no file, no environment variable and no default from elsewhere:
-`config.py` fills it, and the documentation of the options is printed from it.
+`config` fills it, and the documentation of the options is printed from it.
 """
 
 from __future__ import annotations
