@@ -22,7 +22,7 @@ from andthen.plan.spread import Part, Spread
 from andthen.sources import Ask
 from andthen.transport import Reply, Transport
 from andthen.vendors.settings import Access, Remote, UpstreamSettings
-from andthen.wire.base import Refusal, Wire
+from andthen.wire.base import Call, Refusal, Wire
 
 _REFUSAL_BYTES = 64 * 2**10
 _REPLY_BYTES = 64 * 2**20
@@ -132,7 +132,7 @@ class RemoteAttempt:
             call = source.wire.encode(part.request, target, streams=part.streams)
             reply = source.transport.perform(call, self._access(), source.remote.vendor)
             try:
-                async with aclosing(self._exchange(part, reply)) as exchange:
+                async with aclosing(self._exchange(part, call, reply)) as exchange:
                     async for events in exchange:
                         yield events
                 return
@@ -144,7 +144,7 @@ class RemoteAttempt:
             tried += 1
             await asyncio.sleep(wait_s)
 
-    async def _exchange(self, part: Part, reply: Reply) -> AsyncGenerator[list[Event]]:
+    async def _exchange(self, part: Part, call: Call, reply: Reply) -> AsyncGenerator[list[Event]]:
         source, spread = self._source, self._spread
         target = source.remote.target(source.model, at_s=0.0)
         async with reply:
@@ -152,8 +152,8 @@ class RemoteAttempt:
                 refusal = Refusal(reply.status, reply.headers, await reply.head(_REFUSAL_BYTES))
                 raise source.wire.refusal(refusal, part.request, target)
             spread.begin(part)
-            decoder = source.wire.decoder(part.request, target, streams=part.streams)
-            if part.streams:
+            decoder = source.wire.decoder(part.request, target, streams=call.streams)
+            if call.streams:
                 async for data in reply.chunks():
                     if events := spread.feed(part, decoder.feed(data)):
                         self._note(decoder.fingerprint)
