@@ -90,6 +90,7 @@ class Work:
             if deployment.cools and isinstance(error, _ANOTHER_MAY_DO) and not isinstance(error, UpstreamRefused):
                 own_s = error.retry_after_s if error.retry_after_s != error.usual_retry_after_s else None
                 health.failed(time.monotonic(), own_s, self._catalog.upstream.settings)
+            error.billed = attempt.usage is not None and attempt.usage.completion_tokens > 0
             raise
         finally:
             health.left()

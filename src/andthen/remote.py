@@ -141,6 +141,9 @@ class RemoteAttempt:
                 if wait_s is None:
                     self._spread.fail(part)
                     raise
+            finally:
+                if reply.reached and reply.status in (0, 200):
+                    self._spread.begin(part)  # it may have been worked on, whatever became of it
             tried += 1
             await asyncio.sleep(wait_s)
 
@@ -151,7 +154,6 @@ class RemoteAttempt:
             if reply.status != 200:
                 refusal = Refusal(reply.status, reply.headers, await reply.head(_REFUSAL_BYTES))
                 raise source.wire.refusal(refusal, part.request, target)
-            spread.begin(part)
             decoder = source.wire.decoder(part.request, target, streams=call.streams)
             if call.streams:
                 async for data in reply.chunks():

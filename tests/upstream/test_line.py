@@ -21,7 +21,7 @@ from andthen.contract.errors import (
     UpstreamTimeout,
     UpstreamUnauthenticated,
 )
-from andthen.contract.events import Text
+from andthen.contract.events import Text, Usage
 from andthen.vendors.rows import Profile
 from andthen.vendors.settings import Access, Share, Timeouts
 from tests.upstream.vendor import (
@@ -195,9 +195,24 @@ async def test_a_call_that_may_have_been_billed_is_not_made_again() -> None:
 
     hasty = Access(private=True, timeouts=Timeouts(first_token_s=0.2))
     async with vendor(silent) as one, catalog({"team/m": remote(one.port, access=hasty)}) as models:
-        with pytest.raises(UpstreamTimeout, match="first_token_s"):
-            await answer(models)
+        work = begun(models, prompt="12345678")
+        with pytest.raises(UpstreamTimeout, match="first_token_s") as caught:
+            await events_of(work)
         assert len(one.sent) == 1
+        assert (caught.value.should_retry, work.usage) == (True, Usage(2, 0, source="estimated"))
+
+
+async def test_after_generated_tokens_a_client_is_told_not_to_try_by_itself() -> None:
+    async def stalling(sent: Sent) -> AsyncIterator[bytes]:
+        yield STREAM + frame(completion(choice(" one"), usage=None))
+        await sent.left.wait()
+
+    own = msgspec.convert({"takes": {"stop": False}}, type=Profile)
+    hasty = Access(private=True, timeouts=Timeouts(between_tokens_s=0.2))
+    async with vendor(stalling) as one, catalog({"team/m": remote(one.port, access=hasty, over=own)}) as models:
+        with pytest.raises(UpstreamTimeout, match="between_tokens_s") as caught:
+            await answer(models, stop=["x"])
+        assert not caught.value.should_retry
 
 
 @pytest.mark.parametrize("broken", ["cut", "ended", "garbage"])

@@ -55,6 +55,13 @@ class AndthenError(Exception):
         self.message = message
         self.param = param
         self.retry_after_s = self.usual_retry_after_s if retry_after_s is None else retry_after_s
+        self.billed = False
+        """Tokens were generated before it, so that another try pays for them again."""
+
+    @property
+    def should_retry(self) -> bool:
+        """What `x-should-retry` tells."""
+        return self.retryable and not self.billed
 
 
 class CallerError(AndthenError):

@@ -148,7 +148,7 @@ class Exchange:
 
     async def fail(self, error: AndthenError) -> None:
         """Answers with an error. Only before anything else was."""
-        headers = [*JSON, (b"x-should-retry", b"true" if error.retryable else b"false")]
+        headers = [*JSON, (b"x-should-retry", b"true" if error.should_retry else b"false")]
         if error.retry_after_s is not None:
             headers.append((b"retry-after", b"%d" % error.retry_after_s))
         if isinstance(error, MethodNotAllowed):

@@ -226,7 +226,7 @@ class Protocol(HttpToolsProtocol):
             self.transport.write(
                 STATUS_LINE[error.status]
                 + b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n"
-                b"x-should-retry: %s\r\n\r\n" % (len(body), b"true" if error.retryable else b"false") + body
+                b"x-should-retry: %s\r\n\r\n" % (len(body), b"true" if error.should_retry else b"false") + body
             )
         self._close()
 
