@@ -40,10 +40,9 @@ def test_a_text_ends_where_its_own_tokens_do(
     except NoBorder:
         assert not is_told
         return
-    if is_told:
-        assert [token.text for token in parts.prompt_tokens] == own
-        assert parts.tokens == tokens[count:]
-        assert parts.read == count
+    assert [token.text for token in parts.prompt_tokens] == own
+    assert parts.tokens == tokens[count:]
+    assert parts.read == count
     assert (parts.prompt_text, parts.text) == (prompt, text)
     assert all(token.logprob is None for token in parts.prompt_tokens[:1])
 
