@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from andthen.vendors.rows import vendors
 from tests.cli.running import run
 
 SECRET = "hunter2"
@@ -122,13 +124,36 @@ def test_a_call_may_be_printed_as_a_curl_command(tmp_path: Path) -> None:
     assert "\u009b" not in done.stdout
 
 
+def test_no_vendors_call_shows_its_secrets(tmp_path: Path) -> None:
+    variables: dict[str, str] = {}
+    for row in vendors().values():
+        for name in re.findall(r"\{(\w+)\}", row.address):
+            variables[name] = "https://x.example" if row.address.startswith("{") else "eu-west-1"
+        for word in row.key_variable.split():
+            variables[word.removesuffix("?")] = f"{SECRET}-{len(variables)}"
+    tables = [f"[vendors.{prefix}]\n" for prefix, row in vendors().items() if not row.key_variable]
+    shares = ", ".join(f"{{ model = '{prefix}/any' }}" for prefix in vendors())
+    (tmp_path / "andthen.toml").write_text("".join(tables) + f"[models.'team/all']\ndeployments = [{shares}]\n")
+    request = json.dumps({"model": "team/all", "prompt": "Once", "max_tokens": 5}).encode()
+    done = run(tmp_path, "explain", stdin=request, variables=variables)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert SECRET not in done.stdout
+    for told in done.stdout.split("=== team/all")[1:]:
+        assert "\nPOST http" in told, told
+        assert "***" in told or "http://127.0.0.1" in told, told
+
+
 @pytest.mark.parametrize(
     ("request_body", "options", "message"),
     [
         (b"{", ["--model", "team/chat"], "not valid JSON"),
         (b"[]", ["--model", "team/chat"], "not a JSON object"),
         ({"prompt": "a"}, [], "`model` is missing"),
-        ({"prompt": "a"}, ["--model", "openai/x"], "openai/x is not configured (OpenAI is switched on by OPENAI_API_KEY): `andthen models`"),
+        (
+            {"prompt": "a"},
+            ["--model", "openai/x"],
+            "openai/x is not configured (OpenAI is switched on by OPENAI_API_KEY): `andthen models`",
+        ),
         ({"prompt": "a", "n": 0}, ["--model", "team/chat"], "`n` must be"),
     ],
 )
