@@ -90,8 +90,7 @@ def _calls(request: CompletionRequest, abilities: Abilities, steps: dict[str, st
     sends += [name for name in abilities.always if name not in sends]
     if (ranks or scores) and "logprobs" not in sends:
         sends.append("logprobs")
-    if scores and "echo" not in sends:
-        sends.append("echo")
+    sends = [*(name for name in sends if name != "echo"), *(["echo"] if scores else [])]
     stop = parameters["stop"]
     native_stops = (
         len(request.stop) if stop.support == "native" else min(len(request.stop), _whole(stop.native_maximum))
