@@ -103,3 +103,9 @@ def test_fewer_tokens_than_ids_are_no_echo() -> None:
 def test_where_a_server_gives_only_tokens_back_the_text_is_what_follows() -> None:
     parts = parted_tokens(Echo("Hello", "Hello", scored(["Hello", "Hello"]), 1), "Hello")
     assert (parts.prompt_text, parts.text, len(parts.tokens)) == ("Hello", "Hello", 1)
+
+
+def test_ids_may_spell_bytes_that_are_no_characters() -> None:
+    pieces = ["bytes:\\xa2", "bytes:\\xa3", "bytes:\\xc3", "!"]
+    parts = parted(Echo((1, 2, 3), "\ufffd\ufffd\ufffd!", scored(pieces), None))
+    assert (parts.prompt_text, parts.text) == ("\ufffd\ufffd", "\ufffd!")

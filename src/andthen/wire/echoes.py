@@ -125,7 +125,7 @@ def _text_border(text: str, pieces: Sequence[str], count: int) -> int:
     if count == len(pieces):
         return len(text)
     before = Utf8Decoder().feed(b"".join(map(written_bytes, pieces[:count])))
-    if _UNREADABLE not in before and text.startswith(before):
+    if not any(_UNREADABLE in piece for piece in pieces[:count]) and text.startswith(before):
         return len(before)
     try:
         return _squeezed_border(text, pieces[:count])
