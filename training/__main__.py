@@ -1,6 +1,7 @@
 """Makes a model: `python -m training RECIPE --corpus DIR --out DIR`. Run again, it goes on where it was cut off.
 
-Leaves in OUT: `tokenizer.json`, `step-N/` (checkpoints), `log.jsonl`, `loss.svg`, `NAME.gguf` and `report.json`.
+Leaves in OUT: `tokenizer.json`, `step-N/` (checkpoints), `log.jsonl`, `loss.svg`, `NAME.gguf`, `report.json` and
+`CARD.md`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ import json
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from training import checkpoint, corpus, evaluate, export, plot, recipe, tokenizer
+from training import baselines, card, checkpoint, corpus, evaluate, export, plot, recipe, samples, tokenizer
 from training.model import Llama
-from training.train import Run, train
+from training.train import Run, bfloat16_pays, train
 
 HELD_OUT_PART = "juvenile"
 GAPS = 200
@@ -43,28 +45,54 @@ def main() -> int:
     if not finished:
         return 3
 
+    report = _report(options, made, texts, held_out)
+    (options.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(json.dumps(report, indent=2))
+    card.write(options.out, options.out / "CARD.md")
+    agreement = report["agreement"]
+    return 1 if agreement["tokens_differing"] or agreement["continuations_differing"] else 0
+
+
+def _report(
+    options: argparse.Namespace, made: recipe.Recipe, texts: dict[str, corpus.Text], held_out: corpus.Text
+) -> dict[str, Any]:
+    """Exports the model and measures it."""
+    tokenizer_file = options.out / "tokenizer.json"
+    loaded = tokenizer.load(tokenizer_file)
+    encode = tokenizer.encoder(loaded)
     model = Llama(made.shape).to(options.device)
     checkpoint.resume(options.out, model)
     gguf = options.out / f"{made.about['name']}.gguf"
     export.export(model, made, tokenizer_file, gguf)
-    bits = evaluate.bits_per_byte(model, held_out, encode, window=made.shape.context)
-    gaps = evaluate.gaps(model, held_out, encode, count=GAPS, seed=made.seed)
-    prompts = _prompts(held_out)
-    agreement = export.compare(model, gguf, prompts, [encode(prompt) for prompt in prompts])
-    report = {
+    words = frozenset(word for text in texts.values() for word in evaluate.WORD.findall(text.characters))
+    five_grams = baselines.five_grams(list(texts.values()), held_out, encode, made.shape.vocab_size)
+    gaps = evaluate.gaps(model, held_out, encode, tokenizer.decoder(loaded), words, count=GAPS, seed=made.seed)
+    prompts = samples.prompts(held_out, COMPARED_PROMPTS, PROMPT_CHARACTERS)
+    return {
         "recipe": dataclasses.asdict(made),
+        "recipe_file": options.recipe.name,
+        "data": corpus.sources(options.corpus, list(texts)),
         "corpus_sha256": {part: corpus.digest(options.corpus, part, "train") for part in made.mix},
         "parameters": made.shape.parameters,
         "file_bytes": gguf.stat().st_size,
         "torch": torch.__version__,
-        "machine": f"{platform.machine()}, {options.device}, {torch.get_num_threads()} threads",
-        "bits_per_byte": bits,
+        "machine": _machine(options.device),
+        "bits_per_byte": evaluate.bits_per_byte(model, held_out, encode, window=made.shape.context),
+        "baselines": {"5-gram model": five_grams} | baselines.compressors(held_out),
         "gaps": dataclasses.asdict(gaps),
-        "agreement": dataclasses.asdict(agreement),
+        "samples": [dataclasses.asdict(sample) for sample in samples.write(gguf, held_out)],
+        "agreement": dataclasses.asdict(
+            export.compare(model, gguf, prompts, [encode(prompt) for prompt in prompts])  # moves it to the CPU: last
+        ),
     }
-    (options.out / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(json.dumps(report, indent=2))
-    return 1 if agreement.tokens_differing or agreement.continuations_differing else 0
+
+
+def _machine(device: str) -> str:
+    if device != "cpu":
+        return f"{torch.cuda.get_device_name()}, bfloat16"
+    threads = torch.get_num_threads()
+    precision = "bfloat16" if bfloat16_pays(device) else "float32"
+    return f"{threads} CPU {'thread' if threads == 1 else 'threads'} ({platform.machine()}), {precision}"
 
 
 def _options() -> argparse.Namespace:
@@ -79,12 +107,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--small", action="store_true", help="checkpoints of bfloat16 weights only")
     parser.add_argument("--compile", action="store_true", help="torch.compile: twice as fast, wants a C++ compiler")
     return parser.parse_args()
-
-
-def _prompts(held_out: corpus.Text) -> list[str]:
-    """The beginnings of paragraphs spread over the held-out books."""
-    every = len(held_out.paragraphs) // COMPARED_PROMPTS
-    return [held_out.passage(number * every, PROMPT_CHARACTERS)[0] for number in range(COMPARED_PROMPTS)]
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import lzma
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,6 +53,15 @@ def read(folder: Path, part: str, split: str) -> Text:
 def digest(folder: Path, part: str, split: str) -> str:
     """SHA-256 of the uncompressed text, for the provenance."""
     return hashlib.sha256(lzma.decompress(_path(folder, part, split).read_bytes())).hexdigest()
+
+
+def sources(folder: Path, parts: list[str]) -> str:
+    """What the corpus's `manifest.json` says of the parts' training text, in a sentence's words."""
+    manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+    files = [manifest["files"][f"{part}.train.txt"] for part in parts]
+    books, megabytes = sum(file["books"] for file in files), sum(file["bytes"] for file in files) / 1e6
+    repository = f"github.com/{manifest['source_repo']} at `{manifest['source_commit'][:12]}`"
+    return f"{books} books in the public domain, {megabytes:.1f} MB, from {repository}"
 
 
 def _path(folder: Path, part: str, split: str) -> Path:

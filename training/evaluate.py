@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,18 +19,42 @@ WINDOWS_AT_ONCE = 8
 GAP_CONTEXT_CHARACTERS = 800
 SHORT_GAP_CHARACTERS = 60
 MIDDLE_TOKENS_ALLOWED = 96
+Words = frozenset[str]
+Scores = list[Tensor]
+"""Log-probabilities of a middle's tokens: after prefix and suffix, after prefix and wrong suffix, after the prefix."""
+WORD = re.compile(r"[A-Za-z]+")
+
+
+@dataclass(frozen=True)
+class Suffix:
+    """What the suffix is worth: mean log-probabilities of the tokens of true middles, in nat per token."""
+
+    gaps: int
+    with_suffix: float
+    wrong_suffix: float
+    """After the right prefix and another passage's suffix: near `without_suffix` if the suffix's words are read."""
+    without_suffix: float
+    """After the prefix alone, as plain text."""
+    gain_per_gap: float
+    """Of the suffix over the prefix alone, in nat for a whole middle."""
+    gain_error: float
+    """The standard error of `gain_per_gap`."""
 
 
 @dataclass(frozen=True)
 class Gaps:
-    """How held-out gaps are filled; log-probabilities are means in nat per token of the true middle."""
+    """How held-out gaps are filled."""
 
-    count: int
-    logprob_with_suffix: float
-    logprob_without_suffix: float
-    short: int
+    every: Suffix
+    short: Suffix
+    """Middles of at most `SHORT_GAP_CHARACTERS`."""
     short_ended: int
     """Greedy middles of short gaps that ended by themselves within `MIDDLE_TOKENS_ALLOWED`."""
+    short_whole_words: int
+    """Those of them that, in their place, have whole words only: words of the training text, or of the passage."""
+    bits_per_byte_plain: float
+    bits_per_byte_cut: float
+    """The same passages read as plain text, and as prefix, suffix, middle."""
 
 
 @torch.inference_mode()
@@ -59,17 +84,34 @@ def logprobs(model: Llama, tokens: Tensor, wanted: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def gaps(model: Llama, text: Text, encode: rows.Encode, *, count: int, seed: int) -> Gaps:
-    """Cuts `count` held-out passages on word edges and has the model fill them."""
+def gaps(
+    model: Llama, text: Text, encode: rows.Encode, decode: rows.Decode, words: Words, *, count: int, seed: int
+) -> Gaps:
+    """Cuts `count` held-out passages on word edges and has the model fill them; `words`: those of the training text."""
     model.eval()
-    with_suffix, without_suffix, ended = [], [], []
-    for prefix, middle, suffix in _cut_passages(text, count, seed):
-        before = [rows.END_ID, rows.PREFIX_ID, *encode(prefix), rows.SUFFIX_ID, *encode(suffix), rows.MIDDLE_ID]
-        with_suffix.append(_mean_logprob(model, before, encode(middle)))
-        without_suffix.append(_mean_logprob(model, [rows.END_ID, *encode(prefix)], encode(middle)))
-        if len(middle) <= SHORT_GAP_CHARACTERS:
-            ended.append(rows.END_ID in greedy(model, before, MIDDLE_TOKENS_ALLOWED))
-    return Gaps(count, float(np.mean(with_suffix)), float(np.mean(without_suffix)), len(ended), sum(ended))
+    cuts = list(_cut_passages(text, count, seed))
+    scores: list[Scores] = []
+    for (prefix, middle, suffix), (_, _, other) in zip(cuts, cuts[1:] + cuts[:1], strict=True):
+        prompts = rows.gap_prompt(prefix, suffix, encode), rows.gap_prompt(prefix, other, encode)
+        true = encode(middle)
+        scores.append([_logprobs(model, before, true) for before in (*prompts, [rows.END_ID, *encode(prefix)])])
+    short = [number for number, (_, middle, _) in enumerate(cuts) if len(middle) <= SHORT_GAP_CHARACTERS]
+    ended = whole = 0
+    for prefix, middle, suffix in (cuts[number] for number in short):
+        made = greedy(model, rows.gap_prompt(prefix, suffix, encode), MIDDLE_TOKENS_ALLOWED)
+        if made[-1] == rows.END_ID:
+            ended += 1
+            known = words.union(WORD.findall(prefix + middle + suffix))
+            whole += whole_words(prefix, decode(made[:-1]), suffix, known)
+    plain, cut = _passage_bits(model, cuts, encode)
+    return Gaps(_suffix(scores), _suffix([scores[number] for number in short]), ended, whole, plain, cut)
+
+
+def whole_words(prefix: str, middle: str, suffix: str, words: Words) -> bool:
+    """Whether every word that the middle makes or touches is one of `words`."""
+    start, end = len(prefix), len(prefix) + len(middle)
+    touched = [word for word in WORD.finditer(prefix + middle + suffix) if word.end() >= start and word.start() <= end]
+    return all(word.group() in words for word in touched)
 
 
 @torch.inference_mode()
@@ -89,7 +131,34 @@ def _cut_passages(text: Text, count: int, seed: int) -> Iterator[tuple[str, str,
         yield rows.cut(passage, rng, word_share=1.0)
 
 
-def _mean_logprob(model: Llama, before: list[int], middle: list[int]) -> float:
+def _suffix(scores: list[Scores]) -> Suffix:
+    gains = [float(with_suffix.sum() - without_suffix.sum()) for with_suffix, _, without_suffix in scores]
+    with_suffix, wrong_suffix, without_suffix = (float(torch.cat(kind).mean()) for kind in zip(*scores, strict=True))
+    error = float(np.std(gains, ddof=1) / len(gains) ** 0.5)
+    return Suffix(len(gains), with_suffix, wrong_suffix, without_suffix, float(np.mean(gains)), error)
+
+
+def _passage_bits(model: Llama, cuts: list[tuple[str, str, str]], encode: rows.Encode) -> tuple[float, float]:
+    """Bits per byte of the cuts' passages as plain text and as gap documents; the control tokens are not counted."""
+    nats = [0.0, 0.0]
+    for prefix, middle, suffix in cuts:
+        documents = (
+            rows.passage_document(prefix + middle + suffix, False, encode),
+            rows.gap_document(prefix, middle, suffix, encode),
+        )
+        for kind, document in enumerate(documents):
+            counted = torch.from_numpy(document.targets[:-1] != rows.NO_TARGET)
+            tokens = torch.from_numpy(document.tokens)[None]
+            nats[kind] -= float(_of(model, tokens[:, :-1], tokens[:, 1:])[counted].sum())
+    letters = sum(len("".join(cut)) for cut in cuts)
+    return nats[0] / math.log(2) / letters, nats[1] / math.log(2) / letters
+
+
+def _logprobs(model: Llama, before: list[int], middle: list[int]) -> Tensor:
+    sequence = torch.tensor([before + middle])
+    return _of(model, sequence[:, :-1], sequence[:, 1:])[len(before) - 1 :]
+
+
+def _of(model: Llama, tokens: Tensor, wanted: Tensor) -> Tensor:
     device = model.token_embd.weight.device
-    sequence = torch.tensor([before + middle], device=device)
-    return float(logprobs(model, sequence[:, :-1], sequence[:, 1:])[0, len(before) - 1 :].mean())
+    return logprobs(model, tokens.to(device), wanted.to(device))[0].cpu()

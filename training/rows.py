@@ -39,6 +39,7 @@ WORD_CUT_SHARE = 0.9
 
 Encode = Callable[[str], list[int]]
 """Text → token ids, no BOS added."""
+Decode = Callable[[list[int]], str]
 Ids = NDArray[np.int64]
 Weights = NDArray[np.float32]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from training.corpus import Text
-from training.rows import Encode
+from training.rows import Decode, Encode
 from training.vocabulary import CONTROL
 
 LINES_PER_SAMPLE = 2
@@ -32,3 +32,7 @@ def load(path: Path) -> Tokenizer:
 
 def encoder(tokenizer: Tokenizer) -> Encode:
     return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
+
+
+def decoder(tokenizer: Tokenizer) -> Decode:
+    return lambda ids: tokenizer.decode(ids, skip_special_tokens=False)
