@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 from andthen.contract.errors import ModelNotFound
 from andthen.contract.limits import Limits
@@ -11,7 +11,7 @@ from andthen.contract.names import parse_name
 from andthen.plan.abilities import Abilities
 from andthen.remote import RemoteSource
 from andthen.routing import Health, ordered
-from andthen.sources import Deployment, Local
+from andthen.sources import Deployment
 from andthen.transport import Transport
 from andthen.vendors.settings import Upstream
 
@@ -23,12 +23,18 @@ class Catalog:
     """All models, and how those behind it fare.
 
     Args:
-        local: the embedded engine's.
+        local: gives the embedded engine's, by whole name. May raise `EngineRestarted`.
         upstream: everything else.
     """
 
-    def __init__(self, local: Local, upstream: Upstream, transport: Transport, limits: Limits) -> None:
-        self.local = local
+    def __init__(
+        self,
+        local: Callable[[], Mapping[str, Deployment]],
+        upstream: Upstream,
+        transport: Transport,
+        limits: Limits,
+    ) -> None:
+        self._local = local
         self.upstream = upstream
         self._transport = transport
         self._limits = limits
@@ -44,7 +50,7 @@ class Catalog:
         whole = str(parse_name(name))
         if shares := self.upstream.routes.get(whole):
             whole = min(shares, key=lambda share: share.order).model
-        found = self._remote_deployment(whole) or self.local.deployments().get(whole)
+        found = self._remote_deployment(whole) or self._local().get(whole)
         if found is None:
             raise ModelNotFound(
                 "There is no such model: `GET /v1/models` lists the names that this key may use.", param="model"
@@ -71,7 +77,7 @@ class Catalog:
         Raises:
             EngineRestarted: no engine has told its models yet.
         """
-        yield from self.local.deployments().items()
+        yield from self._local().items()
         for name in (*self.upstream.routes, *self.upstream.listed()):
             yield name, self.find(name)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
@@ -17,7 +17,6 @@ from andthen.contract.events import Event
 from andthen.contract.limits import Limits
 from andthen.contract.request import CompletionRequest, parse
 from andthen.contract.response import Completion, Head
-from andthen.sources import Deployment, Local
 from andthen.transport import Transport
 from andthen.vendors.settings import Access, Remote, Share, Timeouts, Upstream, UpstreamSettings
 
@@ -161,16 +160,6 @@ def scored(*tokens: tuple[str, float]) -> dict[str, Any]:
     }
 
 
-class NoEngine(Local):
-    """No local models."""
-
-    def __init__(self) -> None:
-        pass
-
-    def deployments(self) -> Mapping[str, Deployment]:
-        return {}
-
-
 def remote(port: int, language: str = "openai_completions", **fields: Any) -> Remote:
     fields.setdefault("access", Access(private=True, timeouts=Timeouts(total_s=LIMIT_S)))
     fields |= {"model": "m", "key": "KEY-OF-OURS", "language": language}
@@ -183,7 +172,7 @@ async def catalog(
 ) -> AsyncIterator[Catalog]:
     upstream = Upstream(settings=UpstreamSettings(**settings), models=models, routes=routes or {})
     async with Transport() as transport:
-        yield Catalog(NoEngine(), upstream, transport, LIMITS)
+        yield Catalog(dict, upstream, transport, LIMITS)
 
 
 def asked(model: str = "team/m", **fields: object) -> CompletionRequest:

@@ -1,10 +1,11 @@
-"""`andthen complete`: a completion in the terminal, by the engine in this process.
+"""`andthen complete`: a completion in the terminal, by the engine in this process or by a vendor.
 
 Its options are the contract's fields, made from the contract's own table.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
@@ -122,11 +123,14 @@ def _model_name(model: str | None, config: Config) -> str:
     if name not in config.engine.models:
         if "=" not in model and (model.endswith(".gguf") or Path(model).is_file()):
             raise click.BadParameter(f"a file needs a name: --model NAME={model}", param_hint="--model")
-        if name in config.upstream.routes or config.upstream.find(name):
+        shares = config.upstream.routes.get(name, ())
+        if any(share.model in config.engine.models for share in shares):
             raise click.BadParameter(
-                f"{name} stands upstream, and this asks local models only: ask `andthen serve` for it.",
+                f"{name} stands for a local model and others: name one of them, or ask `andthen serve`.",
                 param_hint="--model",
             )
+        if shares or config.upstream.find(name):
+            return name
         raise click.BadParameter(f"{name} is not configured: `andthen models` lists the models.", param_hint="--model")
     return name
 
@@ -147,6 +151,9 @@ def _run(body: str, config: Config, *, as_json: bool) -> None:
     from andthen.sources import abilities
 
     request = parse(body.encode(), config.limits)
+    if request.model not in config.engine.models:
+        _run_upstream(request, config, as_json=as_json)
+        return
     with running(config) as engine:
         models = engine.describe()
         model = named(models, request.model)
@@ -158,7 +165,19 @@ def _run(body: str, config: Config, *, as_json: bool) -> None:
             _print_text(request, events)
 
 
-def _head(model: str, fingerprint: str) -> Head:
+def _run_upstream(request: CompletionRequest, config: Config, *, as_json: bool) -> None:
+    from andthen.cli.upstream import asking
+
+    with asking(request, config) as (work, events):
+        if as_json:
+            first = next(events, None)  # settles who answers
+            shown = events if first is None else itertools.chain([first], events)
+            _print_json(request, _head(work.deployment.model, work.fingerprint), shown)
+        else:
+            _print_text(request, events)
+
+
+def _head(model: str, fingerprint: str | None) -> Head:
     import secrets
     import time
 

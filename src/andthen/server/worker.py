@@ -84,7 +84,7 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
                 limits=boot.limits,
                 keys=keys,
                 engine=engine,
-                catalog=Catalog(Local(engine, boot.limits), boot.upstream, transport, boot.limits),
+                catalog=Catalog(Local(engine, boot.limits).deployments, boot.upstream, transport, boot.limits),
                 metrics=metrics.ServerMetrics(CollectorRegistry()),
                 started_at=boot.started_at,
             )
