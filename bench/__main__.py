@@ -1,6 +1,6 @@
 """`make bench`: measures everything and writes docs/bench.md.
 
-python -m bench [--rounds N] [--threads N] [--only engine|kernels|path] [--cache DIR]
+python -m bench [--rounds N] [--threads N] [--only engine|path|languages|kernels] [--cache DIR]
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 import platformdirs
 
 from andthen.engine.llama import library
-from bench import engine
+from bench import engine, languages, steps
 from bench.cpu import machine
 from bench.kernels import kernels
 from bench.path import path
 
 PAGE = Path("docs/bench.md")
-PARTS = ("engine", "path", "kernels")
+PARTS = ("engine", "path", "languages", "kernels")
 
 
 def commit() -> str:
@@ -30,10 +30,10 @@ def commit() -> str:
 
 
 def page(parts: tuple[str, ...], rounds: int, threads: int, cache: Path) -> Iterator[str]:
-    subjects = engine.subjects(cache, threads)
     yield "# Measured\n"
     yield "`make bench` wrote this page: one run on one machine, where ratios tell more than figures.\n"
     yield f"{machine()}. {library().build}. Commit {commit()}, {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.\n"
+    subjects = engine.subjects(cache, threads) if {"engine", "path"} & set(parts) else []
     if "engine" in parts:
         yield "## Tokens a second\n"
         yield str(engine.About(threads, rounds))
@@ -44,6 +44,12 @@ def page(parts: tuple[str, ...], rounds: int, threads: int, cache: Path) -> Iter
         yield "## The way through the server\n"
         yield "On the model that ships. A chunk is one token of one stream.\n"
         yield from path(subjects[0].setup, rounds)
+    if "languages" in parts:
+        yield "## The way through each vendor's language\n"
+        yield languages.ABOUT
+        yield from languages.languages(rounds)
+        yield steps.ABOUT
+        yield from steps.steps()
     if "kernels" in parts:
         yield "## Sampling\n"
         yield "Numpy's CPU time. The noise is drawn while `llama_decode` computes; the rest waits for its logits.\n"

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from andthen.contract.request import CompletionRequest
 from andthen.engine.sampling import Sampler, choose, draw_noise, score
+from bench.cpu import time_us
 from bench.load import SLOTS, TEMPERATURE
 
 _VOCABULARIES = (4096, 32_768)
 _END = 2
-_LEAST_S = 0.02
-"""What is timed at once, so that the clock's own time is nothing."""
-_REPEATS = 9
 
 _WAYS: dict[str, dict[str, Any]] = {
     "temperature": {},
@@ -45,7 +41,7 @@ def _measure(vocab_size: int) -> dict[str, float]:
     scratch = np.zeros(logits.shape, np.uint32)
     drawn = rng.integers(0, vocab_size, SLOTS).tolist()
     plain = _samplers(vocab_size, {})
-    found = {"noise": _time_us(lambda: draw_noise(plain, noise, scratch))}
+    found = {"noise": time_us(lambda: draw_noise(plain, noise, scratch))}
     for name, fields in _WAYS.items():
         samplers = _samplers(vocab_size, fields)
 
@@ -53,9 +49,9 @@ def _measure(vocab_size: int) -> dict[str, float]:
             noise.fill(0)  # choosing leaves the sums in it
             choose(logits, samplers, noise)
 
-        found[f"choose: {name}"] = _time_us(draw)
+        found[f"choose: {name}"] = time_us(draw)
     for depth in (0, 5):
-        found[f"logprobs = {depth}"] = _time_us(lambda depth=depth: score(logits, drawn, depth))  # type: ignore[misc]
+        found[f"logprobs = {depth}"] = time_us(lambda depth=depth: score(logits, drawn, depth))  # type: ignore[misc]
     return found
 
 
@@ -65,17 +61,3 @@ def _samplers(vocab_size: int, fields: dict[str, Any]) -> list[Sampler]:
     return [
         Sampler(request, seed=seed, vocab_size=vocab_size, end_tokens=[_END], prompt=prompt) for seed in range(SLOTS)
     ]
-
-
-def _time_us(function: Callable[[], object]) -> float:
-    """Median CPU time of a call."""
-    began_s = time.thread_time()
-    function()
-    calls = 1 + int(_LEAST_S / max(1e-6, time.thread_time() - began_s))
-    times_s = []
-    for _ in range(_REPEATS):
-        began_s = time.thread_time()
-        for _ in range(calls):
-            function()
-        times_s.append((time.thread_time() - began_s) / calls)
-    return statistics.median(times_s) * 1e6
