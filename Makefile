@@ -12,7 +12,7 @@ DEV := .venv/.dev-installed
 CLIENT_STAMPS := $(CLIENTS:%=.venvs/%/.installed)
 NODE_MODULES := tests/clients/node/node_modules/.package-lock.json
 
-.PHONY: help install serve test check format soak bench docs lock clients chromium clean
+.PHONY: help install serve test check format soak bench docs lock model clients chromium clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | sort | while IFS="$$(printf '\t')" read -r name what; do \
@@ -50,6 +50,11 @@ docs: $(DEV)  ## print the tables in README and docs anew from the code
 lock: $(DEV)  ## resolve requirements/*.txt again (ARGS="--upgrade")
 	$(PY) -m checks.lock $(ARGS)
 
+model: .venvs/training/.installed  ## train the model that ships (CORPUS=DIR OUT=DIR RECIPE=tale-cpu ARGS="--minutes 8")
+	@test -n "$(CORPUS)" -a -n "$(OUT)" || { echo "Say where the text is and where results go: training/README.md" >&2; exit 2; }
+	.venvs/training/bin/python -m training training/recipes/$(or $(RECIPE),tale-cpu).toml --corpus "$(CORPUS)" \
+	  --out "$(OUT)" --compile $(ARGS)
+
 clean:  ## remove everything that make made
 	rm -rf .venv .venvs tests/clients/node/node_modules build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis \
 	  .import_linter_cache .grimp_cache
@@ -80,6 +85,12 @@ clients: $(DEV)
 	@echo "Installing what $< locks into .venvs/$* …" >&2
 	@$(UV) venv --quiet --clear --python $(PY) .venvs/$*
 	@$(UV) pip install --quiet --require-hashes --python .venvs/$*/bin/python -r $<
+	@touch $@
+
+.venvs/training/.installed: training/requirements.in pyproject.toml | .venv/.made
+	@echo "Installing PyTorch and what else training needs into .venvs/training: some gigabytes …" >&2
+	@$(PY) -m venv .venvs/training
+	@.venvs/training/bin/python -m pip install --quiet --disable-pip-version-check -e . -r training/requirements.in
 	@touch $@
 
 $(NODE_MODULES): tests/clients/node/package-lock.json .venvs/node/.installed

@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
+import torch
 
-torch = pytest.importorskip("torch")
-
-from training import checkpoint  # noqa: E402 - only where torch is
-from training.corpus import Text  # noqa: E402
-from training.model import Llama  # noqa: E402
-from training.muon import orthogonal  # noqa: E402
-from training.recipe import Recipe, Shape, Stage  # noqa: E402
-from training.train import Run, optimizers_of, train  # noqa: E402
+from training import checkpoint
+from training.corpus import Text
+from training.model import Llama
+from training.muon import orthogonal
+from training.recipe import Recipe, Shape, Stage
+from training.train import Run, optimizers_of, train
 
 BOOK = Text.of("The cat sat on the mat, and the cat was happy.\n" * 40)
 STAGE = Stage(steps=4, rows=4, row_tokens=256)
