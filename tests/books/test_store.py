@@ -159,7 +159,7 @@ def test_a_newer_schema_is_refused(store: SqlStore, path: Path) -> None:
 
 
 def test_a_step_that_fails_leaves_nothing_behind(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "HEAD", "0002")
+    monkeypatch.setattr("andthen.books.store.database.HEAD", "9999")
     with pytest.raises(SchemaTooNew):
         open_sqlite(path)
     with closing(sqlite3.connect(path)) as raw:

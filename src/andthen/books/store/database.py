@@ -1,0 +1,105 @@
+"""A database under the books: its connections, its transactions, its schema. What is SQLite's alone stands in
+`open_sqlite`'s file, `sqlite`.
+
+A writer renews the stamp of what it changes first, in the same transaction as the change: the stamp's row is thereby
+the writers' lock, and a reader who sees the same stamp has missed nothing. Stamps are random, not counted, so that a
+database that was put in another's place is a change too.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+
+from andthen.books.store.errors import SchemaTooNew, StoreUnavailable
+from andthen.books.store.schema import HEAD, STAMPS
+
+
+class Database:
+    """A SQL database, at the newest schema. Every call blocks: an event loop hands it to a thread."""
+
+    def __init__(self, engine: sa.Engine, place: str) -> None:
+        """`place` names the database in messages; it holds no password."""
+        self._engine = engine
+        self._place = place
+
+    def close(self) -> None:
+        """Gives the connections back."""
+        self._engine.dispose()
+
+    def migrate(self) -> None:
+        """Brings the schema to `HEAD`, in one transaction; of several processes that try, one does it.
+
+        Raises:
+            SchemaTooNew, StoreUnavailable
+        """
+        with self.reading() as connection:
+            if _schema(connection) == HEAD:
+                return
+        with self.writing() as connection:
+            if (schema := _schema(connection)) == HEAD:
+                return
+            from alembic import command, config, util
+
+            settings = config.Config()
+            settings.set_main_option("script_location", "andthen.books:migrations")
+            settings.attributes["connection"] = connection
+            try:
+                command.upgrade(settings, HEAD)
+            except util.CommandError as error:
+                raise SchemaTooNew(
+                    f"{self._place} was written by a newer andthen (schema {schema}, this one knows {HEAD}): upgrade"
+                    " andthen, or start with another ANDTHEN_HOME"
+                ) from error
+
+    @contextmanager
+    def changing(self, what: str) -> Iterator[sa.Connection]:
+        """A transaction that writes, under the writers' lock of `what`."""
+        with self.writing() as connection:
+            connection.execute(STAMPS.update().where(STAMPS.c.name == what).values(value=secrets.randbits(63)))
+            yield connection
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A transaction that only reads. Raises `StoreUnavailable`."""
+        with self._told(), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[sa.Connection]:
+        """A transaction that writes, committed at the end. Raises `StoreUnavailable`."""
+        with self._told(), self._engine.execution_options(writes=True).begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tells a database's failure in our words."""
+        try:
+            yield
+        except sa.exc.DBAPIError as error:
+            raise StoreUnavailable(
+                f"the database {self._place} can't be used: {error.orig}. See that it is whole and can be"
+                " written, or set ANDTHEN_HOME to another folder"
+            ) from error
+        except sa.exc.SQLAlchemyError as error:
+            raise StoreUnavailable(f"the database {self._place} can't be used: {error}") from error
+
+
+def _schema(connection: sa.Connection) -> str | None:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+
+
+def stamp(connection: sa.Connection, what: str) -> int:
+    """Differs after every change of `what`."""
+    return int(connection.execute(sa.select(STAMPS.c.value).where(STAMPS.c.name == what)).scalar_one())
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970, UTC."""
+    return time.time_ns() // 1_000_000

@@ -1,0 +1,23 @@
+"""What the books can't do. Every message names the remedy."""
+
+from __future__ import annotations
+
+
+class BooksError(Exception):
+    """What the books can't do."""
+
+
+class StoreUnavailable(BooksError):
+    """The database is missing, locked, full or broken. It may come back."""
+
+
+class SchemaTooNew(BooksError):
+    """A newer andthen has changed the database."""
+
+
+class NameTaken(BooksError):
+    """A key in force has this name."""
+
+
+class NoSuchKey(BooksError):
+    """No key has this id, and none in force this name."""

@@ -1,0 +1,65 @@
+"""The books in one SQLite file."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from andthen.books.store.errors import StoreUnavailable
+
+
+def sqlite_engine(path: Path, busy_timeout_s: float) -> sa.Engine:
+    """The file's connections: see `open_sqlite`. Raises `StoreUnavailable`."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Never opened here where it exists: to close it would take this process's locks from SQLite, and another
+        # process would then delete the write-ahead log that we read (https://sqlite.org/howtocorrupt.html, 2.2).
+        with contextlib.suppress(FileExistsError):
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except OSError as error:
+        raise StoreUnavailable(
+            f"the database {path} can't be made ({error.strerror}): set ANDTHEN_HOME to a folder that can be written"
+        ) from error
+    # mode=rw, because SQLite would otherwise put a new empty database where ours went missing.
+    url = sa.URL.create("sqlite", database=f"file:{quote(str(path.resolve()))}", query={"mode": "rw", "uri": "true"})
+    engine = sa.create_engine(url, connect_args={"timeout": busy_timeout_s})
+    _adapt_to_sqlite(engine, path)
+    return engine
+
+
+def _adapt_to_sqlite(engine: sa.Engine, path: Path) -> None:
+    def connected(connection: Any, record: Any) -> None:
+        connection.isolation_level = None  # `began` opens the transactions: DDL belongs to them then
+        cursor = connection.cursor()
+        cursor.execute("PRAGMA journal_mode = WAL")
+        cursor.execute("PRAGMA synchronous = NORMAL")
+        cursor.close()
+        record.info["file"] = _identity(path)
+
+    def checked_out(_connection: Any, record: Any, _proxy: Any) -> None:
+        if record.info["file"] != _identity(path):
+            raise sa.exc.DisconnectionError("the file was deleted or replaced")
+
+    def began(connection: sa.Connection) -> None:
+        # A transaction that reads first and writes later fails without waiting when another wrote in between.
+        writes = connection.get_execution_options().get("writes", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+    event.listen(engine, "connect", connected)
+    event.listen(engine, "checkout", checked_out)
+    event.listen(engine, "begin", began)
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
