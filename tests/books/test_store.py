@@ -18,7 +18,6 @@ from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
-from andthen.books import store as store_module
 from andthen.books.store import (
     HEAD,
     METADATA,
