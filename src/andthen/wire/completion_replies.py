@@ -13,14 +13,14 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Raw, Struct
 
-from andthen.contract.errors import AndthenError
+from andthen.contract.errors import AndthenError, BadRequest, UpstreamError, by_code
 from andthen.contract.events import Alternative, Event, Finished, FinishReason, PromptScored, Text, Token, Usage
 from andthen.contract.request import CompletionRequest
 from andthen.contract.text import token_text
 from andthen.wire.base import Refusal, Target
 from andthen.wire.deferred import Deferred
 from andthen.wire.echoes import Echo, NoBorder, Parts, added_in_front, parted, parted_tokens, unscored_first
-from andthen.wire.failures import VendorError, cut_short, failure, garbled, retry_after_s
+from andthen.wire.failures import VendorError, cut_short, failure, garbled, redacted, retry_after_s
 from andthen.wire.sse import EventTooLong, ServerSentEvent, SseParser
 
 MAX_REPLY_BYTES = 64 * 2**20
@@ -185,6 +185,36 @@ def refused(refusal: Refusal, request: CompletionRequest, target: Target) -> And
     return failure(
         VendorError(refusal.status, told.code, told.message, retry_after_s(refusal.headers)), request, target
     )
+
+
+class _ContractError(Struct):
+    message: str
+    code: str
+    param: str | None = None
+
+
+class _ContractErrorBody(Struct):
+    error: _ContractError
+
+
+def told_on(body: bytes, request: CompletionRequest, target: Target, *, wait_s: int | None) -> AndthenError | None:
+    """The error of another server of this contract, as it said it: what is the caller's to mend, and what went wrong
+    behind it. None of all else: that is between the two servers.
+
+    Args:
+        wait_s: after which another try may succeed, if it was told.
+    """
+    try:
+        own = msgspec.json.decode(body, type=_ContractErrorBody).error
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return None
+    kind = by_code(own.code)
+    if not issubclass(kind, BadRequest | UpstreamError):
+        return None
+    # A token id that it names is no secret, and all that tells the caller which one is wrong.
+    texts = tuple(prompt for prompt in request.prompts if isinstance(prompt, str))
+    message = redacted(own.message, msgspec.structs.replace(request, prompts=texts), target)
+    return kind(message, param=own.param if (own.param or "").isidentifier() else None, retry_after_s=wait_s)
 
 
 def _read(data: bytes, request: CompletionRequest, target: Target) -> _Body:
@@ -366,14 +396,25 @@ class Whole(_Reader):
 
 
 class Streamed(_Reader):
-    """A reply as it comes."""
+    """A reply as it comes.
 
-    def __init__(self, request: CompletionRequest, target: Target) -> None:
+    Args:
+        totals: the usage that a chunk tells is that of the whole reply so far, not of the chunk's choice.
+        tells_on: errors are those of this contract.
+    """
+
+    def __init__(
+        self, request: CompletionRequest, target: Target, *, totals: bool = False, tells_on: bool = False
+    ) -> None:
         super().__init__(request, target)
+        self._totals = totals
+        self._tells_on = tells_on
         self._sse = SseParser()
         self._deferred = Deferred()
         self._finished: set[tuple[int, int]] = set()
         self._counted = 0
+        self._scored = 0
+        """Prompts whose tokens were told."""
         self._usage: Usage | None = None
         self._done = False
 
@@ -402,16 +443,25 @@ class Streamed(_Reader):
             raise self._error(frame.data)
         body = _read(frame.data, self._request, self._target)
         self.fingerprint = body.system_fingerprint or self.fingerprint
-        counted = 0
+        choices, counted = body.choices or [], 0
+        events: list[Event] = []
         if body.usage is not None:
-            self._usage = body.usage.event()
-            if body.choices and self._choices == 1:
+            before, self._usage = self._usage, body.usage.event()
+            if self._totals and choices:
+                events += self._read_so_far(before, self._usage)
+            if len(choices) == 1 and (self._totals or self._choices == 1):
                 counted = max(0, self._usage.completion_tokens - self._counted)
-        return [
-            event
-            for position, choice in enumerate(body.choices or ())
-            for event in self._choice(position, choice, body, counted)
-        ]
+        for position, choice in enumerate(choices):
+            events += self._choice(position, choice, body, counted)
+        return events
+
+    def _read_so_far(self, before: Usage | None, usage: Usage) -> Iterator[Event]:
+        """What a chunk's usage says of prompts. Which of them was read is not told, and only the sum is shown."""
+        tokens = usage.prompt_tokens - (before.prompt_tokens if before is not None else 0)
+        cached = (usage.cached_tokens or 0) - ((before.cached_tokens or 0) if before is not None else 0)
+        if tokens > 0 and self._scored < len(self._request.prompts):
+            yield PromptScored(self._scored, prompt_tokens=tokens, cached_tokens=max(0, cached))
+            self._scored += 1
 
     def _choice(self, position: int, choice: _Choice, body: _Body, counted: int) -> list[Event]:
         place = self._place(choice, position)
@@ -436,6 +486,8 @@ class Streamed(_Reader):
         return (Token(body.token.id, body.token.text, body.token.logprob, 0),)
 
     def _error(self, data: bytes) -> AndthenError:
+        if self._tells_on and (error := told_on(data, self._request, self._target, wait_s=None)) is not None:
+            return error
         try:
             return failure(said(data), self._request, self._target)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -14,7 +14,8 @@ from andthen.contract.errors import AndthenError
 from andthen.contract.request import CompletionRequest
 from andthen.contract.shapes import Prompt
 from andthen.wire.base import Call, Refusal, Target
-from andthen.wire.completion_replies import Streamed, Whole, refused, wanted_logprobs
+from andthen.wire.completion_replies import Streamed, Whole, refused, told_on, wanted_logprobs
+from andthen.wire.failures import retry_after_s
 
 _SAID_OTHERWISE = {"model", "prompt", "max_tokens", "stream", "stream_options", "logprobs", "echo"}
 
@@ -35,6 +36,10 @@ class Language(Struct, frozen=True, kw_only=True):
     """What a streamed call says besides."""
     continuous_usage: bool = False
     """`stream_options.continuous_usage_stats` is taken."""
+    usage_so_far: Literal["choice", "reply"] = "choice"
+    """What the usage in a chunk counts: the chunk's choice, or all of the reply."""
+    tells_on: bool = False
+    """Errors are those of this contract, and are passed on."""
     no_top_k: int = -1
     """How `top_k` is switched off."""
     least_top_p: float = 0.0
@@ -74,12 +79,14 @@ class Language(Struct, frozen=True, kw_only=True):
 
     def decoder(self, request: CompletionRequest, target: Target, *, streams: bool) -> Whole | Streamed:
         if streams:
-            return Streamed(request, target)
+            return Streamed(request, target, totals=self.usage_so_far == "reply", tells_on=self.tells_on)
         instead = self.shows_ids == "instead" and self._asks_ids(request)
         return Whole(request, target, apart=self.echoes == "apart", instead=instead)
 
     def refusal(self, refusal: Refusal, request: CompletionRequest, target: Target) -> AndthenError:
-        return refused(refusal, request, target)
+        wait_s = retry_after_s(refusal.headers)
+        own = told_on(refusal.body, request, target, wait_s=wait_s) if self.tells_on else None
+        return own or refused(refusal, request, target)
 
     def _options(self, request: CompletionRequest) -> dict[str, Any]:
         options: dict[str, Any] = {}
@@ -89,7 +96,7 @@ class Language(Struct, frozen=True, kw_only=True):
             value = getattr(request, name)
             match name:
                 case "logit_bias":
-                    value = {str(token): bias for token, bias in value.items()}
+                    value = {str(token): int(bias) if bias == int(bias) else bias for token, bias in value.items()}
                 case "top_k":
                     value = value if value > 0 else self.no_top_k
                 case "top_p":
