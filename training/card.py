@@ -94,21 +94,17 @@ def _held_out(report: dict[str, Any]) -> str:
 
 def _gaps(report: dict[str, Any]) -> str:
     gaps = report["gaps"]
-    kinds = ("all gaps", gaps["every"]), ("of at most 60 characters", gaps["short"])
-    columns = ["with_suffix", "wrong_suffix", "without_suffix"]
-    rows = [
-        (
-            f"{name} ({kind['gaps']})",
-            *(f"{kind[column]:.3f}" for column in columns),
-            f"{kind['gain_per_gap']:+.2f} ± {kind['gain_error']:.2f}",
-        )
-        for name, kind in kinds
+    every, short = gaps["every"], gaps["short"]
+    readings = [
+        (reading, f"{nats:.3f}", f"{short['nats_per_token'][reading]:.3f}")
+        for reading, nats in every["nats_per_token"].items()
     ]
-    titles = ["", "prefix and suffix", "prefix, another's suffix", "prefix alone", "suffix gains, nat per gap"]
+    gain = (f"{kind['gain_per_gap']:+.2f} ± {kind['gain_error']:.2f}" for kind in (every, short))
+    titles = ["read before the middle", f"all {every['gaps']} gaps", f"{short['gaps']} of at most 60 characters"]
     return (
         "Mean log-probability of the true middle of held-out gaps, in nat per token; gaps begin and end at words:\n\n"
-        + _table(titles, rows)
-        + f"\n\nDecoded greedily, {gaps['short_ended']} of {gaps['short']['gaps']} short gaps end by themselves; in "
+        + _table(titles, [*readings, ("the suffix gains over plain text, nat per gap", *gain)])
+        + f"\n\nDecoded greedily, {gaps['short_ended']} of {short['gaps']} short gaps end by themselves; in "
         f"{gaps['short_whole_words']} of those every word, also across the seams, is a word of the training text."
     )
 

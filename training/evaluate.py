@@ -14,29 +14,36 @@ from torch import Tensor
 from training import rows
 from training.corpus import Text
 from training.model import Llama
+from training.vocabulary import CONTROL
 
 WINDOWS_AT_ONCE = 8
 GAP_CONTEXT_CHARACTERS = 800
 SHORT_GAP_CHARACTERS = 60
 MIDDLE_TOKENS_ALLOWED = 96
 Words = frozenset[str]
+READINGS = (
+    "prefix and suffix",
+    "the same, given that it does not end yet",
+    "prefix and another passage's suffix",
+    "prefix and an empty suffix",
+    "prefix alone, as plain text",
+)
+"""Ways to come to a middle. At each token of a gap the end is possible, which costs; in plain text it is not: hence the
+second."""
 Scores = list[Tensor]
-"""Log-probabilities of a middle's tokens: after prefix and suffix, after prefix and wrong suffix, after the prefix."""
+"""Log-probabilities of a middle's tokens, by `READINGS`."""
 WORD = re.compile(r"[A-Za-z]+")
 
 
 @dataclass(frozen=True)
 class Suffix:
-    """What the suffix is worth: mean log-probabilities of the tokens of true middles, in nat per token."""
+    """What the suffix is worth to the true middles of `gaps` gaps."""
 
     gaps: int
-    with_suffix: float
-    wrong_suffix: float
-    """After the right prefix and another passage's suffix: near `without_suffix` if the suffix's words are read."""
-    without_suffix: float
-    """After the prefix alone, as plain text."""
+    nats_per_token: dict[str, float]
+    """Mean log-probability of the middles' tokens by `READINGS`."""
     gain_per_gap: float
-    """Of the suffix over the prefix alone, in nat for a whole middle."""
+    """Of the first reading over the last, in nat for a whole middle."""
     gain_error: float
     """The standard error of `gain_per_gap`."""
 
@@ -64,7 +71,7 @@ def bits_per_byte(model: Llama, text: Text, encode: rows.Encode, *, window: int,
     `windows`: only about that many, evenly spread.
     """
     model.eval()
-    device = model.token_embd.weight.device
+    device = device_of(model)
     ids = [token for book in text.books() for token in encode(book)]
     starts = range(0, len(ids) - window + 1, window)
     if windows is not None:
@@ -92,9 +99,9 @@ def gaps(
     cuts = list(_cut_passages(text, count, seed))
     scores: list[Scores] = []
     for (prefix, middle, suffix), (_, _, other) in zip(cuts, cuts[1:] + cuts[:1], strict=True):
-        prompts = rows.gap_prompt(prefix, suffix, encode), rows.gap_prompt(prefix, other, encode)
-        true = encode(middle)
-        scores.append([_logprobs(model, before, true) for before in (*prompts, [rows.END_ID, *encode(prefix)])])
+        before = [rows.gap_prompt(prefix, after, encode) for after in (suffix, other, "")]
+        right, *others = [_logprobs(model, ids, encode(middle)) for ids in (*before, [rows.END_ID, *encode(prefix)])]
+        scores.append([right[0], right[0] - torch.log1p(-right[1].exp()), *(score for score, _ in others)])
     short = [number for number, (_, middle, _) in enumerate(cuts) if len(middle) <= SHORT_GAP_CHARACTERS]
     ended = whole = 0
     for prefix, middle, suffix in (cuts[number] for number in short):
@@ -117,7 +124,7 @@ def whole_words(prefix: str, middle: str, suffix: str, words: Words) -> bool:
 @torch.inference_mode()
 def greedy(model: Llama, prompt: list[int], most: int) -> list[int]:
     """The likeliest continuation, token by token, to END or `most` tokens."""
-    device = model.token_embd.weight.device
+    device = device_of(model)
     made: list[int] = []
     while len(made) < most and (not made or made[-1] != rows.END_ID):
         made.append(int(model(torch.tensor([prompt + made], device=device))[0, -1].argmax()))
@@ -132,10 +139,10 @@ def _cut_passages(text: Text, count: int, seed: int) -> Iterator[tuple[str, str,
 
 
 def _suffix(scores: list[Scores]) -> Suffix:
-    gains = [float(with_suffix.sum() - without_suffix.sum()) for with_suffix, _, without_suffix in scores]
-    with_suffix, wrong_suffix, without_suffix = (float(torch.cat(kind).mean()) for kind in zip(*scores, strict=True))
+    gains = [float(score[0].sum() - score[-1].sum()) for score in scores]
+    means = [float(torch.cat(kind).mean()) for kind in zip(*scores, strict=True)]
     error = float(np.std(gains, ddof=1) / len(gains) ** 0.5)
-    return Suffix(len(gains), with_suffix, wrong_suffix, without_suffix, float(np.mean(gains)), error)
+    return Suffix(len(gains), dict(zip(READINGS, means, strict=True)), float(np.mean(gains)), error)
 
 
 def _passage_bits(model: Llama, cuts: list[tuple[str, str, str]], encode: rows.Encode) -> tuple[float, float]:
@@ -147,18 +154,21 @@ def _passage_bits(model: Llama, cuts: list[tuple[str, str, str]], encode: rows.E
             rows.gap_document(prefix, middle, suffix, encode),
         )
         for kind, document in enumerate(documents):
-            counted = torch.from_numpy(document.targets[:-1] != rows.NO_TARGET)
             tokens = torch.from_numpy(document.tokens)[None]
-            nats[kind] -= float(_of(model, tokens[:, :-1], tokens[:, 1:])[counted].sum())
+            counted = tokens[0, 1:] >= len(CONTROL)
+            scores = logprobs(model, *(ids.to(device_of(model)) for ids in (tokens[:, :-1], tokens[:, 1:])))
+            nats[kind] -= float(scores[0].cpu()[counted].sum())
     letters = sum(len("".join(cut)) for cut in cuts)
     return nats[0] / math.log(2) / letters, nats[1] / math.log(2) / letters
 
 
-def _logprobs(model: Llama, before: list[int], middle: list[int]) -> Tensor:
-    sequence = torch.tensor([before + middle])
-    return _of(model, sequence[:, :-1], sequence[:, 1:])[len(before) - 1 :]
+def _logprobs(model: Llama, before: list[int], middle: list[int]) -> tuple[Tensor, Tensor]:
+    """Of each token of the middle, and of END in its place."""
+    sequence = torch.tensor([before + middle], device=device_of(model))
+    every = model(sequence[:, :-1])[0, len(before) - 1 :].float().log_softmax(-1).cpu()
+    return every.gather(-1, torch.tensor(middle)[:, None])[:, 0], every[:, rows.END_ID]
 
 
-def _of(model: Llama, tokens: Tensor, wanted: Tensor) -> Tensor:
-    device = model.token_embd.weight.device
-    return logprobs(model, tokens.to(device), wanted.to(device))[0].cpu()
+def device_of(model: Llama) -> torch.device:
+    device: torch.device = model.token_embd.weight.device
+    return device

