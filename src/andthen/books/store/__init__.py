@@ -11,6 +11,7 @@ from typing import Protocol
 from andthen.books.keys import Key, KeyRing
 from andthen.books.store.errors import BooksError, NameTaken, NoSuchKey, SchemaTooNew, StoreUnavailable
 from andthen.books.store.keys import FIRST_KEY_NAME, IssuedKey, Keys
+from andthen.books.store.ledger import Ledger
 from andthen.books.store.schema import HEAD, METADATA
 from andthen.books.store.sqlite import sqlite_engine
 
@@ -45,7 +46,7 @@ class Store(Protocol):
         """Gives the connections back."""
 
 
-class SqlStore(Keys):
+class SqlStore(Keys, Ledger):
     """The Store in a SQL database."""
 
 

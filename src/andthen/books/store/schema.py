@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest step in migrations/, so that Alembic need not be imported to see that there is nothing to do."""
 
 METADATA = sa.MetaData()
@@ -29,4 +29,76 @@ STAMPS = sa.Table(
     METADATA,
     sa.Column("name", sa.String(32), primary_key=True),
     sa.Column("value", sa.BigInteger, nullable=False),
+)
+
+REQUESTS = sa.Table(
+    "requests",
+    METADATA,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("key_id", sa.String(32), nullable=False),
+    sa.Column("holder", sa.String(64), nullable=False),
+    sa.Column("model_asked", sa.String(256), nullable=False),
+    sa.Column("model_answered", sa.String(256), nullable=False, server_default=""),
+    sa.Column("started_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("settled_at_ms", sa.BigInteger),
+    sa.Column("status", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("code", sa.String(64), nullable=False, server_default=""),
+    sa.Column("ended_by", sa.String(16), nullable=False, server_default=""),
+    sa.Column("stream", sa.Boolean, nullable=False),
+    sa.Column("account", sa.String(64), nullable=False),
+    sa.Column("user", sa.String(256), nullable=False),
+    sa.Column("prompt_tokens", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("cached_tokens", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("completion_tokens", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("reasoning_tokens", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("source", sa.String(16), nullable=False, server_default="vendor"),
+    sa.Column("reserved_micros", sa.BigInteger, nullable=False),
+    sa.Column("reserved_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cost_micros", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("price", sa.Text, nullable=False, server_default=""),
+    sa.Column("plan", sa.Text, nullable=False, server_default=""),
+    sa.Column("retries", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("queue_ms", sa.Integer),
+    sa.Column("first_ms", sa.Integer),
+    sa.Column("total_ms", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Index("requests_key_started", "key_id", "started_at_ms"),
+    sa.Index("requests_started", "started_at_ms"),
+    sa.Index(
+        "requests_open",
+        "holder",
+        sqlite_where=sa.text("settled_at_ms IS NULL"),
+        postgresql_where=sa.text("settled_at_ms IS NULL"),
+    ),
+)
+CALLS = sa.Table(
+    "calls",
+    METADATA,
+    sa.Column("request_id", sa.String(64), sa.ForeignKey("requests.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("model", sa.String(256), nullable=False),
+    sa.Column("status", sa.Integer, nullable=False),
+    sa.Column("prompt_tokens", sa.BigInteger, nullable=False),
+    sa.Column("cached_tokens", sa.BigInteger, nullable=False),
+    sa.Column("completion_tokens", sa.BigInteger, nullable=False),
+    sa.Column("reasoning_tokens", sa.BigInteger, nullable=False),
+    sa.Column("source", sa.String(16), nullable=False),
+    sa.Column("cost_micros", sa.BigInteger, nullable=False),
+    sa.Column("took_ms", sa.BigInteger, nullable=False),
+)
+SPENDING = sa.Table(
+    "spending",
+    METADATA,
+    sa.Column("key_id", sa.String(32), primary_key=True),
+    sa.Column("window", sa.String(8), primary_key=True),
+    sa.Column("start_ms", sa.BigInteger, primary_key=True),
+    sa.Column("micros", sa.BigInteger, nullable=False),
+    sa.Column("reserved_micros", sa.BigInteger, nullable=False),
+    sa.Column("tokens", sa.BigInteger, nullable=False),
+    sa.Column("reserved_tokens", sa.BigInteger, nullable=False),
+)
+HOLDERS = sa.Table(
+    "holders",
+    METADATA,
+    sa.Column("id", sa.String(64), primary_key=True),
+    sa.Column("until_ms", sa.BigInteger, nullable=False),
 )

@@ -1,0 +1,221 @@
+"""The ledger in the database: requests, their calls, and what keys have spent.
+
+Whatever has gathered is applied in one transaction, a key's entries in their order and the keys in theirs, so that two
+writers never wait for each other in a circle. A budget is read under a lock that is held until its change is
+committed: spent and reserved together never pass the bound, whoever else writes. Its row comes into being with what
+the ledger knows of the period, so a budget that is set in the middle of a month counts the whole month.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Literal, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from andthen.books.ledger import Bounded, Intent, Settlement
+from andthen.books.policy import WINDOWS, Budget, Window
+from andthen.books.store.database import Database, now_ms
+from andthen.books.store.schema import CALLS, HOLDERS, REQUESTS, SPENDING
+
+Entry = Intent | Settlement
+_DAY_MS = 86_400_000
+
+
+class Spent(NamedTuple):
+    """Of one key in one period: millionths of a dollar, and tokens."""
+
+    micros: int = 0
+    reserved_micros: int = 0
+    tokens: int = 0
+    reserved_tokens: int = 0
+
+
+class Ledger(Database):
+    """What was used."""
+
+    def record(self, entries: Sequence[Entry]) -> list[Bounded | None]:
+        """Applies entries in one transaction. A settlement that is already there is passed over.
+
+        Returns:
+            For each entry None, or for an intent that was not taken the budget that has no room.
+        """
+        results: list[Bounded | None] = [None] * len(entries)
+        with self.writing() as connection:
+            for place in sorted(range(len(entries)), key=lambda i: _intent(entries[i]).key_id):
+                entry = entries[place]
+                if isinstance(entry, Intent):
+                    results[place] = _intend(connection, entry)
+                else:
+                    _settle(connection, entry)
+        return results
+
+    def renew(self, holder: str, lease_s: float) -> None:
+        """The process `holder` lives, for so long at least."""
+        until_ms = now_ms() + round(lease_s * 1000)
+        with self.writing() as connection:
+            row = _insert(connection, HOLDERS).values(id=holder, until_ms=until_ms)
+            connection.execute(row.on_conflict_do_update(index_elements=["id"], set_={"until_ms": until_ms}))
+
+    def release_lost(self) -> int:
+        """Settles what dead processes left open: as lost, at no cost, its reservation given back. How many."""
+        with self.writing() as connection:
+            alive = sa.select(HOLDERS.c.id).where(HOLDERS.c.until_ms >= now_ms())
+            left = sa.select(REQUESTS).where(REQUESTS.c.settled_at_ms.is_(None), REQUESTS.c.holder.not_in(alive))
+            lost = connection.execute(left.order_by(REQUESTS.c.key_id)).all()
+            for row in lost:
+                _settle(connection, Settlement(
+                    intent=_read_intent(row), status=500, ended_by="lost", code="lost", settled_at_ms=now_ms()
+                ))  # fmt: skip
+            connection.execute(HOLDERS.delete().where(HOLDERS.c.until_ms < now_ms() - _DAY_MS))
+            return len(lost)
+
+    def spent(self, key_id: str, budgets: Sequence[Budget]) -> list[Spent]:
+        """What of each budget is used up in its present period."""
+        with self.writing() as connection:
+            return [_spending(connection, key_id, budget.window, now_ms()) for budget in budgets]
+
+
+def period_start_ms(window: Window, at_ms: int) -> int:
+    """When the window that `at_ms` lies in began, UTC."""
+    if window == "total":
+        return 0
+    if window == "day":
+        return at_ms - at_ms % _DAY_MS
+    month = datetime.fromtimestamp(at_ms / 1000, UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    return round(month.timestamp() * 1000)
+
+
+def _intent(entry: Entry) -> Intent:
+    return entry if isinstance(entry, Intent) else entry.intent
+
+
+def _intend(connection: sa.Connection, intent: Intent) -> Bounded | None:
+    for budget in intent.budgets:
+        spent = _spending(connection, intent.key_id, budget.window, intent.started_at_ms)
+        if (bounded := _bounded(budget, spent, intent)) is not None:
+            return bounded
+    _change(connection, intent, Spent(reserved_micros=intent.reserved_micros, reserved_tokens=intent.reserved_tokens))
+    connection.execute(REQUESTS.insert().values(_opened(intent)))
+    return None
+
+
+def _bounded(budget: Budget, spent: Spent, intent: Intent) -> Bounded | None:
+    """The bound that has no room for an intent."""
+    kinds: tuple[tuple[Literal["money", "tokens"], int | None, int, int, int], ...] = (
+        ("money", budget.micros, spent.micros, spent.reserved_micros, intent.reserved_micros),
+        ("tokens", budget.tokens, spent.tokens, spent.reserved_tokens, intent.reserved_tokens),
+    )
+    for kind, bound, used, reserved, needed in kinds:
+        if bound is not None and used + reserved + needed > bound:
+            return Bounded(budget, kind, used, reserved, needed)
+    return None
+
+
+def _settle(connection: sa.Connection, settlement: Settlement) -> None:
+    intent, tokens = settlement.intent, settlement.tokens
+    values = _closed(settlement)
+    is_open = sa.and_(REQUESTS.c.id == intent.id, REQUESTS.c.settled_at_ms.is_(None))
+    released = Spent(reserved_micros=-intent.reserved_micros, reserved_tokens=-intent.reserved_tokens)
+    if connection.execute(REQUESTS.update().where(is_open).values(values)).rowcount == 0:
+        row = _insert(connection, REQUESTS).values(_opened(intent) | values)
+        if connection.execute(row.on_conflict_do_nothing()).rowcount == 0:
+            return  # it was settled before
+        released = Spent()
+    _change(connection, intent, released._replace(micros=settlement.cost_micros, tokens=tokens.total))
+    if settlement.calls:
+        connection.execute(CALLS.insert(), [
+            {
+                "request_id": intent.id, "number": number, "model": call.model, "status": call.status,
+                "cost_micros": call.cost_micros, "took_ms": call.took_ms, **_tokens(call.tokens),
+            }
+            for number, call in enumerate(settlement.calls)
+        ])  # fmt: skip
+
+
+def _opened(intent: Intent) -> dict[str, Any]:
+    return {
+        "id": intent.id, "key_id": intent.key_id, "holder": intent.holder, "model_asked": intent.model,
+        "started_at_ms": intent.started_at_ms, "stream": intent.stream, "account": intent.account,
+        "user": intent.user, "reserved_micros": intent.reserved_micros, "reserved_tokens": intent.reserved_tokens,
+    }  # fmt: skip
+
+
+def _closed(settlement: Settlement) -> dict[str, Any]:
+    return {
+        "settled_at_ms": settlement.settled_at_ms, "status": settlement.status, "ended_by": settlement.ended_by,
+        "code": settlement.code, "model_answered": settlement.model, "cost_micros": settlement.cost_micros,
+        "price": settlement.price, "plan": settlement.plan, "retries": settlement.retries,
+        "queue_ms": settlement.queue_ms, "first_ms": settlement.first_ms, "total_ms": settlement.total_ms,
+        **_tokens(settlement.tokens),
+    }  # fmt: skip
+
+
+def _tokens(tokens: Any) -> dict[str, Any]:
+    return {
+        "prompt_tokens": tokens.prompt, "cached_tokens": tokens.cached, "completion_tokens": tokens.completion,
+        "reasoning_tokens": tokens.reasoning, "source": tokens.source,
+    }  # fmt: skip
+
+
+def _read_intent(row: Any) -> Intent:
+    return Intent(
+        id=row.id,
+        key_id=row.key_id,
+        holder=row.holder,
+        model=row.model_asked,
+        started_at_ms=row.started_at_ms,
+        stream=row.stream,
+        account=row.account,
+        user=row.user,
+        reserved_micros=row.reserved_micros,
+        reserved_tokens=row.reserved_tokens,
+    )
+
+
+def _spending(connection: sa.Connection, key_id: str, window: Window, at_ms: int) -> Spent:
+    """What is used up of a period, under a lock that is held until the transaction ends."""
+    start_ms = period_start_ms(window, at_ms)
+    found = sa.select(*(SPENDING.c[name] for name in Spent._fields)).where(_of(key_id, window, start_ms))
+    row = connection.execute(found.with_for_update()).first()
+    if row is None:
+        first = _known(connection, key_id, start_ms)
+        made = _insert(connection, SPENDING).values(key_id=key_id, window=window, start_ms=start_ms, **first._asdict())
+        connection.execute(made.on_conflict_do_nothing())
+        row = connection.execute(found.with_for_update()).one()
+    return Spent(*map(int, row))
+
+
+def _known(connection: sa.Connection, key_id: str, start_ms: int) -> Spent:
+    """What the ledger's rows say of a period."""
+    is_open = REQUESTS.c.settled_at_ms.is_(None)
+    total = REQUESTS.c.prompt_tokens + REQUESTS.c.completion_tokens
+    sums = (
+        REQUESTS.c.cost_micros,
+        sa.case((is_open, REQUESTS.c.reserved_micros), else_=0),
+        total,
+        sa.case((is_open, REQUESTS.c.reserved_tokens), else_=0),
+    )
+    own = sa.and_(REQUESTS.c.key_id == key_id, REQUESTS.c.started_at_ms >= start_ms)
+    row = connection.execute(sa.select(*(sa.func.coalesce(sa.func.sum(one), 0) for one in sums)).where(own)).one()
+    return Spent(*map(int, row))
+
+
+def _change(connection: sa.Connection, intent: Intent, by: Spent) -> None:
+    """Changes the rows of the periods that an intent began in, where there are any."""
+    for window in WINDOWS:
+        start_ms = period_start_ms(window, intent.started_at_ms)
+        changed = {SPENDING.c[name]: SPENDING.c[name] + value for name, value in by._asdict().items() if value}
+        if changed:
+            connection.execute(SPENDING.update().where(_of(intent.key_id, window, start_ms)).values(changed))
+
+
+def _of(key_id: str, window: Window, start_ms: int) -> sa.ColumnElement[bool]:
+    return sa.and_(SPENDING.c.key_id == key_id, SPENDING.c.window == window, SPENDING.c.start_ms == start_ms)
+
+
+def _insert(connection: sa.Connection, table: sa.Table) -> Any:
+    """INSERT with ON CONFLICT, which both databases have and SQL has not."""
+    return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
