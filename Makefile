@@ -3,13 +3,14 @@
 
 PYTHON ?= python3
 CLIENTS := scale-gp scale-gp-beta openai langchain-openai lm-eval node
+SDKS := anthropic cohere fireworks-ai google-genai groq mistralai ollama together
 
 PY := .venv/bin/python
 UV := .venv/bin/uv
 PIP_INSTALL := $(PY) -m pip install --quiet --quiet --disable-pip-version-check
 RUNTIME := .venv/.runtime-installed
 DEV := .venv/.dev-installed
-CLIENT_STAMPS := $(CLIENTS:%=.venvs/%/.installed)
+CLIENT_STAMPS := $(CLIENTS:%=.venvs/%/.installed) $(SDKS:%=.venvs/%/.installed)
 NODE_MODULES := tests/clients/node/node_modules/.package-lock.json
 
 .PHONY: help install serve test check format soak bench docs lock model clients chromium clean
