@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from collections.abc import Callable, Iterator, Mapping
 
-from andthen.contract.errors import ModelNotFound
+from andthen.contract.errors import EngineRestarted, ModelNotFound
 from andthen.contract.limits import Limits
 from andthen.contract.names import parse_name
 from andthen.plan.abilities import Abilities
@@ -13,7 +14,7 @@ from andthen.remote import RemoteSource
 from andthen.routing import Health, ordered
 from andthen.sources import Deployment
 from andthen.transport import Transport
-from andthen.vendors.settings import Upstream
+from andthen.vendors.settings import Remote, Upstream
 
 _KEPT = 4096
 """Deployments of unlisted models that are kept ready; any name under a vendor's prefix makes one."""
@@ -38,7 +39,12 @@ class Catalog:
         self.upstream = upstream
         self._transport = transport
         self._limits = limits
+        shared = (share.model for shares in upstream.routes.values() for share in shares)
+        names = (*upstream.listed(), *(name for name in shared if upstream.find(name) is not None))
+        self._configured = dict.fromkeys(name for name in names if name not in upstream.routes)
+        """The names upstream that are the operator's or a row's own, and no caller's."""
         self._remote: dict[str, Deployment] = {}
+        self._unlisted: dict[str, Deployment] = {}
         self._health: dict[str, Health] = {}
 
     def find(self, name: str) -> Deployment:
@@ -66,7 +72,15 @@ class Catalog:
         shares = self.upstream.routes.get(str(parse_name(name)))
         if shares is None:
             return [self.find(name)]
-        return [self.find(share.model) for share in ordered(shares, random.random)]
+        found: list[Deployment] = []
+        for share in ordered(shares, random.random):
+            try:
+                found.append(self.find(share.model))
+            except EngineRestarted as error:
+                starting = error
+        if not found:
+            raise starting
+        return found
 
     def health(self, deployment: Deployment) -> Health:
         return self._health.setdefault(deployment.model, Health())
@@ -78,33 +92,42 @@ class Catalog:
             EngineRestarted: no engine has told its models yet.
         """
         yield from self._local().items()
-        for name in (*self.upstream.routes, *self.upstream.listed()):
+        for name in dict.fromkeys((*self.upstream.routes, *self.upstream.listed())):
             yield name, self.find(name)
 
     def abilities(self) -> Iterator[Abilities]:
-        """The rows of all models that are shown."""
-        for _, deployment in self.listed():
-            yield deployment.abilities
+        """The rows of all configured models; the engine's once it has told them."""
+        with contextlib.suppress(EngineRestarted):
+            yield from [deployment.abilities for deployment in self._local().values()]
+        for name in self._configured:
+            yield self.find(name).abilities
 
     def label(self, deployment: Deployment) -> str:
         """Its name for metrics: of an unlisted model the vendor's alone, since callers choose those names."""
         name = deployment.model
-        if name in self.upstream.models or self.upstream.find(name) is None or name in set(self.upstream.listed()):
+        if name in self._configured or self.upstream.find(name) is None:
             return name
         return f"{parse_name(name).vendor}/*"
 
     def _remote_deployment(self, name: str) -> Deployment | None:
-        if (known := self._remote.get(name)) is not None:
+        if (known := self._remote.get(name) or self._unlisted.get(name)) is not None:
             return known
-        found = self.upstream.find(name)
-        if found is None:
+        if (found := self.upstream.find(name)) is None:
             return None
-        remote, model = found
+        made = self._made(name, *found)
+        if name in self._configured:
+            self._remote[name] = made
+        else:
+            if len(self._unlisted) >= _KEPT:
+                oldest = next(iter(self._unlisted))
+                del self._unlisted[oldest]
+                self._health.pop(oldest, None)
+            self._unlisted[name] = made
+        return made
+
+    def _made(self, name: str, remote: Remote, model: str) -> Deployment:
         resolved = remote.resolved(model)
         source = RemoteSource(
             remote, model, resolved.wire(), transport=self._transport, settings=self.upstream.settings
         )
-        if len(self._remote) >= _KEPT:
-            self._remote.clear()
-        made = self._remote[name] = Deployment(name, resolved.abilities(name, self._limits), source, cools=True)
-        return made
+        return Deployment(name, resolved.abilities(name, self._limits), source, cools=True)

@@ -5,6 +5,7 @@ Filled in by the configuration; carried to the workers as JSON, secrets included
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -12,6 +13,9 @@ from msgspec import Meta, Struct
 
 from andthen.vendors.rows import Profile, Resolved, resolved, vendors
 from andthen.wire.base import Target
+
+_MODEL = re.compile(r"(?=[!-~]{1,256}\Z)(?!(?:.*[/\\])?\.\.(?:[/\\]|\Z)).*")
+"""What a caller may name at a vendor: such names enter URLs, and are kept."""
 
 Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
@@ -125,12 +129,13 @@ class Upstream(_Guarded, frozen=True, kw_only=True):
     name itself."""
 
     def find(self, name: str) -> tuple[Remote, str] | None:
-        """The model of a whole name, and the vendor's own name of it; None of a route's or an unknown name."""
+        """The model of a whole name, and the vendor's own name of it; None of a route's or an unknown name, and of
+        one that no model of a vendor can have: too long, not printable ASCII, or with a part `..`."""
         if (own := self.models.get(name)) is not None:
             return own, own.model
         prefix, _, model = name.partition("/")
         vendor = self.vendors.get(prefix)
-        return (vendor, model) if vendor is not None and model else None
+        return (vendor, model) if vendor is not None and _MODEL.fullmatch(model) else None
 
     def listed(self) -> Iterator[str]:
         """The whole names to show: those with a table of their own, then those that the vendors' rows list."""

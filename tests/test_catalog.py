@@ -1,0 +1,80 @@
+"""What names stand for, also those that callers make up and those of an engine that is not there yet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import pytest
+
+from andthen import catalog
+from andthen.catalog import Catalog
+from andthen.contract.errors import EngineRestarted, ModelNotFound, UnsupportedParameter
+from andthen.sources import Deployment
+from andthen.transport import Transport
+from andthen.vendors.settings import Remote, Share, Upstream, UpstreamSettings
+from tests.upstream.vendor import LIMITS, begun, remote
+
+OPENAI = Remote(vendor="OpenAI", prefix="openai", address="https://example.invalid/v1", language="openai_chat")
+
+
+def starting() -> NoReturn:
+    raise EngineRestarted("The engine is starting: send the request again.")
+
+
+def made(local: Mapping[str, Deployment] | None = None, **upstream: Any) -> Catalog:
+    fields: dict[str, Any] = {"vendors": {"openai": OPENAI}, "models": {"team/m": remote(9)}} | upstream
+    return Catalog(starting if local is None else lambda: local, Upstream(**fields), Transport(), LIMITS)
+
+
+def test_names_that_callers_make_up_are_kept_in_bounds_and_never_become_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "_KEPT", 3)
+    models = made({})
+    failing = models.find("team/m")
+    models.health(failing).failed(0.0, 1000, UpstreamSettings())
+    for number in range(10):
+        one = models.find(f"openai/made-up-{number}")
+        models.health(one)
+        assert models.label(one) == "openai/*"
+    assert models.label(Deployment("openai/made-up-0", one.abilities, one.source)) == "openai/*", "forgotten by now"
+    assert len(models._unlisted) == 3
+    assert len(models._health) == 4
+    assert models.find("team/m") is failing
+    assert models.health(failing).failures == 1
+    assert models.label(failing) == "team/m"
+
+
+@pytest.mark.parametrize("model", ["x" * 257, "../files", "a/../b", "..", "a\\..\\b", "a b", "a\nb", "é", "\x00"])
+def test_a_name_that_no_vendors_model_can_have_is_unknown(model: str) -> None:
+    with pytest.raises(ModelNotFound):
+        made({}).find(f"openai/{model}")
+
+
+@pytest.mark.parametrize("model", ["gpt-5.5", "ft:gpt-4o:team::a1", "meta/llama:free", "./file..gguf", "@cf/a"])
+def test_any_other_name_is_asked_of_the_vendor(model: str) -> None:
+    assert made({}).find(f"openai/{model}").model == f"openai/{model}"
+
+
+def test_a_refusal_is_told_while_no_engine_runs() -> None:
+    with pytest.raises(UnsupportedParameter, match="no configured model takes it"):
+        begun(made(), structured_outputs={"json": {}})
+
+
+def test_the_others_behind_a_name_are_asked_while_no_engine_runs() -> None:
+    both = (Share(model="local/tale"), Share(model="team/m", order=1))
+    models = made(routes={"team/any": both, "team/own": both[:1]})
+    assert [one.model for one in models.candidates("team/any")] == ["team/m"]
+    with pytest.raises(EngineRestarted):
+        models.candidates("team/own")
+
+
+def test_a_name_that_stands_for_several_is_listed_once_and_names_nobody_twice() -> None:
+    routes = {"openai/gpt-5.5": (Share(model="team/m"),), "team/any": (Share(model="openai/made-up"),)}
+    models = made({}, routes=routes)
+    names = [name for name, _ in models.listed()]
+    assert len(names) == len(set(names))
+    assert {"openai/gpt-5.5", "team/any", "team/m"} <= set(names)
+    rows = [row.model for row in models.abilities()]
+    assert len(rows) == len(set(rows))
+    assert {"team/m", "openai/made-up"} <= set(rows)
+    assert models.label(models.find("team/any")) == "openai/made-up", "the operator's, and no caller's"
