@@ -23,7 +23,8 @@ from andthen.contract.errors import (
 from andthen.contract.events import Event, Usage
 from andthen.contract.request import CompletionRequest
 from andthen.plan.plan import Plan, plan
-from andthen.sources import Allowance, Ask, Deployment
+from andthen.routing import Health
+from andthen.sources import Allowance, Ask, Attempt, Deployment
 
 _ANOTHER_MAY_DO = (EngineRestarted, ModelNotFound, NoCapacity, RateLimited, UpstreamError)
 """What a fallback may cure. The rest is the request's own fault."""
@@ -63,38 +64,36 @@ class Work:
             self.deployment, self.plan = deployment, planned
             last = number == len(self._candidates)
             began = False
+            health = self._catalog.health(deployment)
+            health.asked(time.monotonic())
+            attempt: Attempt | None = None
+            ask = Ask(self._owner, deployment.model, self._request, planned, self._allowance, has_successor=not last)
             try:
-                async for events in self._attempt(deployment, planned, has_successor=not last):
-                    began = True
-                    yield events
+                attempt = deployment.source.open(ask)
+                # In this very generator: one inside another would end some time after this one is closed.
+                async with attempt:
+                    async for events in attempt:
+                        began = True
+                        self.began_s, self.fingerprint = attempt.began_s, attempt.fingerprint
+                        yield events
+                health.succeeded()
                 return
-            except _ANOTHER_MAY_DO:
-                if began or last or not self._allowance.take():
+            except AndthenError as error:
+                self._failed(health, deployment, error)
+                used = None if attempt is None else attempt.usage
+                error.billed = used is not None and used.completion_tokens > 0
+                curable = isinstance(error, _ANOTHER_MAY_DO)
+                if not curable or began or last or not self._allowance.take():
                     raise
+            finally:
+                health.left()
+                self._count(None if attempt is None else attempt.usage)
 
-    async def _attempt(
-        self, deployment: Deployment, planned: Plan, *, has_successor: bool
-    ) -> AsyncGenerator[list[Event]]:
-        health = self._catalog.health(deployment)
-        health.asked(time.monotonic())
-        attempt = deployment.source.open(
-            Ask(self._owner, deployment.model, self._request, planned, self._allowance, has_successor)
-        )
-        try:
-            async with attempt:
-                async for events in attempt:
-                    self.began_s, self.fingerprint = attempt.began_s, attempt.fingerprint
-                    yield events
-            health.succeeded()
-        except AndthenError as error:
-            if deployment.cools and isinstance(error, _ANOTHER_MAY_DO) and not isinstance(error, UpstreamRefused):
-                own_s = error.retry_after_s if error.retry_after_s != error.usual_retry_after_s else None
-                health.failed(time.monotonic(), own_s, self._catalog.upstream.settings)
-            error.billed = attempt.usage is not None and attempt.usage.completion_tokens > 0
-            raise
-        finally:
-            health.left()
-            self._count(attempt.usage)
+    def _failed(self, health: Health, deployment: Deployment, error: AndthenError) -> None:
+        """Lets a deployment cool down that the error speaks against."""
+        if deployment.cools and isinstance(error, _ANOTHER_MAY_DO) and not isinstance(error, UpstreamRefused):
+            own_s = error.retry_after_s if error.retry_after_s != error.usual_retry_after_s else None
+            health.failed(time.monotonic(), own_s, self._catalog.upstream.settings)
 
     def _count(self, usage: Usage | None) -> None:
         """Adds an attempt's."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
 from types import TracebackType
 from typing import Self
@@ -60,7 +60,8 @@ class RemoteAttempt:
         self._source = source
         self._ask = ask
         self._spread = Spread(ask.request, ask.plan)
-        self._events: AsyncGenerator[list[Event]] = self._run()
+        parts = self._spread.parts
+        self._events = self._call(parts[0]) if len(parts) == 1 else self._together(parts)
         self.began_s: float | None = None
         self.usage: Usage | None = None
         self.fingerprint: str | None = None
@@ -76,21 +77,8 @@ class RemoteAttempt:
         finally:
             self.usage = self._spread.usage()
 
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> list[Event]:
-        return await anext(self._events)
-
-    async def _run(self) -> AsyncGenerator[list[Event]]:
-        parts = self._spread.parts
-        calls = self._call(parts[0]) if len(parts) == 1 else self._together(parts)
-        async with aclosing(calls):
-            async for events in calls:
-                if self.began_s is None:
-                    self.began_s = time.monotonic()
-                yield events
-        yield self._spread.end()
+    def __aiter__(self) -> AsyncIterator[list[Event]]:
+        return self._events
 
     async def _together(self, parts: tuple[Part, ...]) -> AsyncGenerator[list[Event]]:
         """All calls, some at a time, their events as they come."""
@@ -122,9 +110,10 @@ class RemoteAttempt:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+        yield self._spread.end()
 
     async def _call(self, part: Part) -> AsyncGenerator[list[Event]]:
-        """One part's call, and again where that is free and allowed."""
+        """One part's call, and again where that is free and allowed; the last event too, where it is all there is."""
         tried = 0
         while True:
             source = self._source
@@ -135,7 +124,7 @@ class RemoteAttempt:
                 async with aclosing(self._exchange(part, call, reply)) as exchange:
                     async for events in exchange:
                         yield events
-                return
+                break
             except AndthenError as error:
                 wait_s = self._wait_s(part, reply, error, tried)
                 if wait_s is None:
@@ -146,6 +135,8 @@ class RemoteAttempt:
                     self._spread.begin(part)  # it may have been worked on, whatever became of it
             tried += 1
             await asyncio.sleep(wait_s)
+        if len(self._spread.parts) == 1:
+            yield self._spread.end()
 
     async def _exchange(self, part: Part, call: Call, reply: Reply) -> AsyncGenerator[list[Event]]:
         source, spread = self._source, self._spread
@@ -173,6 +164,9 @@ class RemoteAttempt:
                 yield events
 
     def _note(self, fingerprint: str | None) -> None:
+        """Events are about to be passed on."""
+        if self.began_s is None:
+            self.began_s = time.monotonic()
         if self.fingerprint is None:
             self.fingerprint = fingerprint
 

@@ -6,7 +6,7 @@ Here is what every source is, and the embedded engine in its own process; `remot
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -74,10 +74,8 @@ class Attempt(Protocol):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
 
-    def __aiter__(self) -> Self: ...
-
-    async def __anext__(self) -> list[Event]:
-        """All events that have come since the last. Raises `AndthenError`."""
+    def __aiter__(self) -> AsyncIterator[list[Event]]:
+        """Each time all events that have come since the last. Raises `AndthenError`."""
 
 
 class Source(Protocol):

@@ -126,8 +126,8 @@ async def test_a_caller_who_leaves_takes_every_call_along() -> None:
             async for _ in batches:
                 if len(one.sent) == 3:
                     break
+        assert work.usage is not None, "all has ended when closing returns"
         await asyncio.wait_for(asyncio.gather(*(sent.left.wait() for sent in one.sent)), LIMIT_S)
-        assert work.usage is not None
         assert work.usage.source == "estimated"
         assert work.usage.completion_tokens >= 1
 
