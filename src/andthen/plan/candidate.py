@@ -124,7 +124,8 @@ class Candidate:
         self.seen_bytes += len(event.text.encode())
         if self.state is State.DONE:
             return False
-        self.state = NEXT[self.state, Input.TEXT]
+        if self.state is not State.OPEN:  # which text leaves as it is: no look-up for each piece
+            self.state = NEXT[self.state, Input.TEXT]
         if self._keeps_nothing:
             return False
         for token in event.tokens:

@@ -108,6 +108,8 @@ class Spread:
         self._fed: set[int] = set()
         self._prompt_tokens: dict[int, int] = {}
         """By part, as told before the text."""
+        self._over: set[int] = set()
+        """The parts of which a candidate is done."""
         self._usage: dict[int, Usage] = {}
 
     def _candidate(self, prompt: Prompt) -> Candidate:
@@ -132,27 +134,29 @@ class Spread:
         """
         if events:
             self._fed.add(part.number)
-        return [shown for event in events for shown in self._feed(part, event)]
+        shown: list[Event] = []
+        for event in events:
+            if isinstance(event, Usage):
+                self._usage[part.number] = event
+            elif isinstance(event, PromptScored):
+                self._prompt_tokens[part.number] = self._prompt_tokens.get(part.number, 0) + event.prompt_tokens
+                shown += self._show(part.prompt + event.prompt, event)
+            else:
+                shown += self._take(part, event)
+        return shown
 
-    def _feed(self, part: Part, event: Event) -> Iterator[Event]:
-        if isinstance(event, Usage):
-            self._usage[part.number] = event
-            return
-        prompt = part.prompt + event.prompt
-        if isinstance(event, PromptScored):
-            self._prompt_tokens[part.number] = self._prompt_tokens.get(part.number, 0) + event.prompt_tokens
-            yield from self._show(prompt, event)
-            return
-        yield from self._show(prompt)
-        number = part.candidate + event.candidate
+    def _take(self, part: Part, event: Text | Finished) -> list[Event]:
+        prompt, number = part.prompt + event.prompt, part.candidate + event.candidate
         if number >= self._count:
             raise UpstreamGarbled("The vendor told more choices than were asked: send the request again.")
+        shown = [] if self._shown[prompt] else [*self._show(prompt)]
         one = self._candidates[prompt][number]
-        over = one.take(event) if isinstance(event, Text) else one.finish(event.reason, event.generated)
-        if over:
-            yield from self._finished(prompt, number)
+        if one.take(event) if isinstance(event, Text) else one.finish(event.reason, event.generated):
+            self._over.add(part.number)
+            shown += self._finished(prompt, number)
         elif not (self._plan.ranks or one.done):
-            yield from self._said(prompt, number, one)
+            shown += self._said(prompt, number, one)
+        return shown
 
     def close(self, part: Part) -> None:
         """Its reply is complete.
@@ -175,6 +179,8 @@ class Spread:
     def wanted(self, part: Part) -> bool:
         """Whether its call has anything more to bring: text, or its usage after the end. Not, once all its candidates
         are done and the vendor goes on with one that ended here."""
+        if part.number not in self._over:
+            return True
         everyone = list(self._of(part))
         return not all(one.done for one in everyone) or all(one.ended for one in everyone)
 
@@ -242,10 +248,9 @@ class Spread:
             tokens=tokens if shows and self._request.logprobs is not None else (),
         )
 
-    def _said(self, prompt: int, number: int, one: Candidate) -> Iterator[Event]:
+    def _said(self, prompt: int, number: int, one: Candidate) -> tuple[Text, ...]:
         text, tokens, generated = one.say()
-        if text or tokens or generated:
-            yield Text(prompt, number, text, tokens, generated)
+        return (Text(prompt, number, text, tokens, generated),) if text or tokens or generated else ()
 
     def _finished(self, prompt: int, number: int) -> Iterator[Event]:
         everyone = self._candidates[prompt]

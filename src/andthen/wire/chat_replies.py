@@ -63,6 +63,9 @@ class _Delta(Struct, frozen=True):
     refusal: str | None = None
 
 
+_EMPTY = _Delta()
+
+
 class _TopLogprob(Struct, frozen=True):
     token: str
     logprob: float
@@ -110,6 +113,9 @@ class _Usage(Struct, frozen=True):
 class _XGroq(Struct, frozen=True):
     usage: _Usage | None = None
     error: str | None = None
+
+
+_NO_GROQ = _XGroq()
 
 
 class _Reply(Struct, frozen=True):
@@ -238,7 +244,7 @@ class ChatDecoder:
             if error := said(data):
                 raise self._failed(error) from None
             raise garbled(self._target, "is not what the language says") from None
-        groq = reply.x_groq or _XGroq()
+        groq = reply.x_groq or _NO_GROQ
         if reply.error or groq.error:
             raise self._failed(said(data) or VendorError(0, message=groq.error or ""))
         if reply.choices is None and reply.usage is None and (error := said(data)) and error.message:
@@ -253,7 +259,7 @@ class ChatDecoder:
 
     def _choice(self, candidate: int, choice: _Choice) -> list[Event]:
         # Perplexity's chunks have both, `message` with all of the text so far.
-        message = (choice.delta if self._parser else choice.message) or _Delta()
+        message = (choice.delta if self._parser else choice.message) or _EMPTY
         text = _content(message)
         tokens = self._tokens(choice.logprobs)
         if candidate not in self._open:
@@ -267,8 +273,10 @@ class ChatDecoder:
             self._refused.add(candidate)
         if text or tokens:
             events.append(Text(0, candidate, text, tokens, len(tokens)))
-            self._texts |= {candidate} if text else set()
-            self._scored |= {candidate} if tokens else set()
+            if text:
+                self._texts.add(candidate)
+            if tokens:
+                self._scored.add(candidate)
         if choice.finish_reason:
             events.append(self._finished(candidate, choice.finish_reason))
         return events
