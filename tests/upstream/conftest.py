@@ -28,6 +28,14 @@ address = "{llama.url}/v1"
 language = "openai_chat"
 model = "tale"
 
+[models."team/chat".takes]
+n = false # of several choices it tells the usage of one alone
+
+[models."team/scanned"]
+vendor = "llamacpp"
+model = "tale"
+takes = {{ stop = false }}
+
 [models."team/messages"]
 address = "{llama.url}/v1"
 language = "anthropic_messages"

@@ -19,7 +19,7 @@ from andthen.engine.settings import ENVIRONMENT
 from tests.engine.asking import SHIPPED
 
 SLOTS = 4
-SLOT_TOKENS = 512
+SLOT_TOKENS = 1024
 WAIT_S = 20
 
 
@@ -33,8 +33,16 @@ class LlamaServer:
     @property
     def busy(self) -> int:
         """Slots that work."""
+        return sum(bool(slot["is_processing"]) for slot in self._slots())
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the longest text that a slot holds, those of its prompt among them."""
+        return max(int(slot.get("n_prompt_tokens", 0)) for slot in self._slots())
+
+    def _slots(self) -> list[dict[str, Any]]:
         with urllib.request.urlopen(f"{self.url}/slots", timeout=WAIT_S) as reply:
-            return sum(slot["is_processing"] for slot in json.load(reply))
+            return list(json.load(reply))
 
     def post(self, path: str, **fields: object) -> dict[str, Any]:
         """What it answers when it is asked itself."""
