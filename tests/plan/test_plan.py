@@ -108,6 +108,42 @@ def test_a_value_that_a_model_does_not_take_is_refused_and_never_clamped(
     assert caught.value.param == name
 
 
+def test_a_bound_is_told_exactly() -> None:
+    wide = row(takes={"max_tokens": Ability("native", maximum=1_048_576.0)})
+    with pytest.raises(UnsupportedParameter, match=r"its maximum is 1048576\."):
+        plan(asked(max_tokens=2_000_000), wide)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "seed"), [(0, 2**63 - 1, 2**63 - 1), (0, 2**32 - 1, 2**32 - 2), (-(2**63), 10, 9)]
+)
+def test_where_seeds_do_not_wrap_that_of_the_last_candidate_must_fit(low: int, high: int, seed: int) -> None:
+    model = row(takes={"seed": Ability("native", minimum=low, maximum=high), "n": Ability("emulated", how="fan-out")})
+    with pytest.raises(UnsupportedParameter, match="for the last candidate too") as caught:
+        plan(asked(seed=seed, n=3), model)
+    assert caught.value.param == "seed"
+    assert plan(asked(seed=high - 2, n=3), model).header().startswith("n=fan-out")
+    assert plan(asked(seed=2**63 - 1, n=3), row()).header() == "n=native, seed=native"
+
+
+def test_min_tokens_need_tokens_that_are_seen_where_stops_are_found_here() -> None:
+    model = row(takes={"stop": Ability("emulated", how="scanned", maximum=4, native_maximum=1)})
+    with pytest.raises(UnsupportedParameter, match="does not take all of `stop`") as caught:
+        plan(asked(stop=["a", "b"], min_tokens=2), model)
+    assert caught.value.param == "min_tokens"
+    assert plan(asked(stop=["a"], min_tokens=2), model).header() == "stop=native, min_tokens=native"
+    assert plan(asked(stop=["a", "b"], min_tokens=2, logprobs=0), model).scans
+
+
+def test_nobody_is_told_to_leave_out_the_prompt() -> None:
+    forms = dict.fromkeys(row().prompt_forms, NATIVE) | {"token_ids": refused("its tokens are not ours to see")}
+    model = msgspec.structs.replace(row("team/shy"), prompt_forms=forms)
+    with pytest.raises(UnsupportedParameter, match=r"to see\. Use a model that takes it: local/tale\.$"):
+        plan(asked(prompt=[1, 2]), model, [model, row()])
+    with pytest.raises(UnsupportedParameter, match=r"to see\. No configured model takes it\.$"):
+        plan(asked(prompt=[1, 2]), model, [model])
+
+
 def test_what_is_emulated_is_said_by_its_word() -> None:
     model = row(takes={"n": Ability("emulated", how="fan-out"), "stop": Ability("emulated", how="scanned")})
     assert plan(asked(n=3, stop=["x"]), model).header() == "n=fan-out, stop=scanned"

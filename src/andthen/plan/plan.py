@@ -91,11 +91,8 @@ def _calls(request: CompletionRequest, abilities: Abilities, steps: dict[str, st
     if (ranks or scores) and "logprobs" not in sends:
         sends.append("logprobs")
     sends = [*(name for name in sends if name != "echo"), *(["echo"] if scores else [])]
-    stop = parameters["stop"]
-    native_stops = (
-        len(request.stop) if stop.support == "native" else min(len(request.stop), _whole(stop.native_maximum))
-    )
-    least = _whole(parameters["max_tokens"].native_minimum) if request.max_tokens == 0 else 0
+    native_stops = _native_stops(request, abilities)
+    least = int(parameters["max_tokens"].native_minimum or 0) if request.max_tokens == 0 else 0
     return Plan(
         model=abilities.model,
         steps=tuple(steps.items()),
@@ -148,6 +145,13 @@ def _native_candidates(request: CompletionRequest, parameters: dict[str, Ability
     return most is not None and request.best_of <= most
 
 
+def _native_stops(request: CompletionRequest, abilities: Abilities) -> int:
+    """How many of the stop sequences the model itself looks for."""
+    stop = abilities.parameters["stop"]
+    most = len(request.stop) if stop.support == "native" else int(stop.native_maximum or 0)
+    return min(len(request.stop), most)
+
+
 def _word(request: CompletionRequest, parameter: str, ability: Ability, abilities: Abilities) -> str:
     if _is_default(request, parameter, ability, abilities):
         return DEFAULT
@@ -180,6 +184,9 @@ def _refusal(request: CompletionRequest, parameter: str, ability: Ability, abili
         return ""
     if ability.support == "refused":
         return ability.reason
+    scans = _native_stops(request, abilities) < len(request.stop)
+    if parameter == "min_tokens" and scans and request.logprobs is None:
+        return "it does not take all of `stop`, and without `logprobs` no token is seen that an own search could count"
     return _out_of_range(request, parameter, ability)
 
 
@@ -188,21 +195,22 @@ def _out_of_range(request: CompletionRequest, parameter: str, ability: Ability) 
     size = len(value) if isinstance(value, tuple) else value
     if not isinstance(size, int | float):
         return ""
-    last = size + request.best_of - 1 if parameter == "seed" and ability.maximum != _WHOLE_SEED else size
+    wraps = (ability.minimum, ability.maximum) == _WHOLE_SEED
+    last = size + request.best_of - 1 if parameter == "seed" and not wraps else size
     if ability.maximum is not None and last > ability.maximum:
-        return f"its maximum is {ability.maximum:g}"
+        return f"its maximum is {_written(ability.maximum)}" + (", for the last candidate too" if last > size else "")
     least = ability.minimum if not (ability.native_minimum and size) else ability.native_minimum
     if least is not None and size < least:
-        return f"its minimum is {least:g}"
+        return f"its minimum is {_written(least)}"
     return ""
 
 
-_WHOLE_SEED = 2**63 - 1
+_WHOLE_SEED = (-(2**63), 2**63 - 1)
 """A seed of the contract's own range wraps; in a narrower one each candidate's must still fit."""
 
 
-def _whole(bound: float | None) -> int:
-    return int(bound or 0)
+def _written(bound: float) -> str:
+    return str(int(bound)) if bound == int(bound) else f"{bound:g}"
 
 
 def _remedy(request: CompletionRequest, parameter: str, others: Iterable[Abilities]) -> str:
@@ -213,7 +221,9 @@ def _remedy(request: CompletionRequest, parameter: str, others: Iterable[Abiliti
             name == parameter and _refusal(request, name, ability, other) for name, ability in _asked(request, other)
         )
     ]
+    leave_out = "" if parameter == "prompt" else "leave it out"
     if not takers:
-        return "Leave it out; no configured model takes it."
+        return "; ".join(filter(None, [leave_out, "no configured model takes it"])).capitalize() + "."
     more = f" and {len(takers) - _MODELS_NAMED} more" if len(takers) > _MODELS_NAMED else ""
-    return f"Leave it out, or use a model that takes it: {', '.join(takers[:_MODELS_NAMED])}{more}."
+    use = ", or ".join(filter(None, [leave_out, "use a model that takes it"])).capitalize()
+    return f"{use}: {', '.join(takers[:_MODELS_NAMED])}{more}."
