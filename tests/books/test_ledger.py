@@ -1,0 +1,168 @@
+"""The ledger in a database: budgets under a race, settlements once, what the dead left behind."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from andthen.books.ledger import Bounded, Call, Intent, Settlement, Tokens, worst_prompt_tokens
+from andthen.books.policy import Budget
+from andthen.books.store import SqlStore, open_sqlite
+from andthen.books.store.ledger import Spent, period_start_ms
+
+TOTAL = Budget(window="total", micros=1_000)
+NOON_MS = 1_800_014_400_000
+"""2027-01-15 12:00 UTC."""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "andthen.db"
+
+
+@pytest.fixture
+def store(path: Path) -> Iterator[SqlStore]:
+    with closing(open_sqlite(path)) as made:
+        yield made
+
+
+def intent(number: int | str, **fields: object) -> Intent:
+    first = Intent(
+        id=f"cmpl-{number}", key_id="key_a", holder="here", model="local/tale", started_at_ms=NOON_MS,
+        reserved_micros=100, reserved_tokens=50,
+    )  # fmt: skip
+    return replace(first, **fields)
+
+
+def settled(of: Intent, **fields: object) -> Settlement:
+    first = Settlement(
+        intent=of, status=200, ended_by="reply", settled_at_ms=NOON_MS + 5, cost_micros=30,
+        tokens=Tokens(prompt=10, completion=5),
+        calls=(Call(model="local/tale", status=200, tokens=Tokens(prompt=10, completion=5), cost_micros=30),),
+    )  # fmt: skip
+    return replace(first, **fields)
+
+
+def test_a_reservation_makes_room_again_for_what_it_did_not_cost(store: SqlStore) -> None:
+    one = intent(1, budgets=(TOTAL,))
+    assert store.record([one]) == [None]
+    assert store.spent("key_a", [TOTAL]) == [Spent(0, 100, 0, 50)]
+    store.record([settled(one)])
+    assert store.spent("key_a", [TOTAL]) == [Spent(30, 0, 15, 0)]
+
+
+def test_what_does_not_fit_is_told_with_whether_waiting_helps(store: SqlStore) -> None:
+    small = Budget(window="day", micros=150)
+    one = intent(1, budgets=(small,))
+    (taken, refused) = store.record([one, intent(2, budgets=(small,))])
+    assert taken is None
+    assert refused == Bounded(small, "money", 0, 100, 100)
+    assert not refused.for_good
+    store.record([settled(one, cost_micros=60)])
+    (refused,) = store.record([intent(3, budgets=(small,))])
+    assert refused is not None
+    assert refused.for_good
+    assert store.record([intent(4, budgets=(small,), reserved_micros=90)]) == [None]
+
+
+def test_tokens_are_a_budget_of_their_own(store: SqlStore) -> None:
+    tokens = Budget(window="month", tokens=60)
+    (taken, refused) = store.record([intent(1, budgets=(tokens,)), intent(2, budgets=(tokens,))])
+    assert taken is None
+    assert refused is not None
+    assert refused.kind == "tokens"
+
+
+def test_an_intent_that_a_budget_refuses_leaves_no_trace_in_the_others(store: SqlStore) -> None:
+    wide, narrow = Budget(window="total", micros=10_000), Budget(window="day", micros=1)
+    assert store.record([intent(1, budgets=(wide, narrow))]) != [None]
+    assert store.spent("key_a", [wide, narrow]) == [Spent(), Spent()]
+
+
+def test_a_budget_set_later_knows_what_its_period_has_cost(store: SqlStore) -> None:
+    one, open_one = intent(1), intent(2)
+    store.record([one, open_one, intent("old", started_at_ms=NOON_MS - 40 * 86_400_000)])
+    store.record([settled(one)])
+    late = intent(3, budgets=(Budget(window="month", micros=229),))
+    (refused,) = store.record([late])
+    assert refused == Bounded(late.budgets[0], "money", 30, 100, 100)
+
+
+def test_each_day_and_month_begins_anew(store: SqlStore) -> None:
+    day = Budget(window="day", micros=100)
+    assert store.record([intent(1, budgets=(day,))]) == [None]
+    assert store.record([intent(2, budgets=(day,))]) != [None]
+    assert store.record([intent(3, budgets=(day,), started_at_ms=NOON_MS + 43_200_000)]) == [None]
+
+
+@pytest.mark.parametrize(
+    ("window", "start_ms"), [("day", 1_799_971_200_000), ("month", 1_798_761_600_000), ("total", 0)]
+)
+def test_periods_are_calendar_days_and_months_of_utc(window: str, start_ms: int) -> None:
+    assert period_start_ms(window, NOON_MS) == start_ms  # type: ignore[arg-type]
+
+
+def test_settling_twice_counts_once(store: SqlStore) -> None:
+    one = intent(1, budgets=(TOTAL,))
+    store.record([one])
+    store.record([settled(one), settled(one, cost_micros=999)])
+    store.record([settled(one)])
+    assert store.spent("key_a", [TOTAL]) == [Spent(30, 0, 15, 0)]
+
+
+def test_a_settlement_whose_intent_the_database_does_not_know_is_kept(store: SqlStore) -> None:
+    store.spent("key_a", [TOTAL])
+    store.record([settled(intent(1))])
+    assert store.spent("key_a", [TOTAL]) == [Spent(30, 0, 15, 0)]
+
+
+def test_what_a_dead_process_left_open_is_given_back_and_what_a_living_one_has_is_not(store: SqlStore) -> None:
+    store.record([intent(1, budgets=(TOTAL,), holder="dead"), intent(2, holder="alive"), intent(3, holder="alive")])
+    store.renew("dead", 0.0)
+    store.renew("alive", 60.0)
+    time.sleep(0.01)
+    assert store.release_lost() == 1
+    assert store.release_lost() == 0
+    assert store.spent("key_a", [TOTAL]) == [Spent(0, 200, 0, 100)]
+
+
+def test_many_writers_never_pass_a_budget_and_leave_none_of_it_unused(path: Path) -> None:
+    budget = Budget(window="total", micros=100 * 30)
+    stores = [open_sqlite(path, busy_timeout_s=30) for _ in range(2)]
+    passed = threading.Event()
+
+    def spend(worker: int) -> int:
+        store, done = stores[worker % 2], 0
+        while True:
+            one = intent(f"{worker}-{done}-{time.monotonic_ns()}", budgets=(budget,))
+            (bounded,) = store.record([one])
+            (spent,) = store.spent("key_a", [budget])
+            if spent.micros + spent.reserved_micros > 3000:
+                passed.set()
+            if bounded is None:
+                store.record([settled(one)])
+                done += 1
+            elif bounded.for_good:
+                return done
+
+    with ThreadPoolExecutor(16) as pool:
+        done = sum(pool.map(spend, range(16)))
+    assert not passed.is_set()
+    # Each reserves 100 and costs 30: the last that fits begins at 2,900 or below.
+    assert done == 97
+    assert stores[0].spent("key_a", [budget]) == [Spent(97 * 30, 0, 97 * 15, 0)]
+    for store in stores:
+        store.close()
+
+
+def test_a_prompt_has_at_most_a_token_for_each_byte() -> None:
+    assert worst_prompt_tokens("é") == 66
+    assert worst_prompt_tokens((1, 2)) == 66
+    assert worst_prompt_tokens("é", tokens=1) == 1

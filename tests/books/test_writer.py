@@ -1,0 +1,132 @@
+"""The ledger's pen over a database that works, is slow, or is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+
+from andthen.books.ledger import Bounded, Intent, Settlement
+from andthen.books.policy import Budget
+from andthen.books.store import StoreUnavailable, open_sqlite
+from andthen.books.store.ledger import Spent
+from andthen.books.writer import LedgerStore, LedgerWriter
+from tests.books.test_ledger import intent, settled
+
+TOTAL = Budget(window="total", micros=1_000)
+
+
+class Fake:
+    """A database whose moods a test decides; what it took stands in `taken`."""
+
+    def __init__(self) -> None:
+        self.taken: list[list[Intent | Settlement]] = []
+        self.mood: Callable[[], object] = lambda: None
+        self.leases: list[float] = []
+
+    def record(self, entries: Sequence[Intent | Settlement]) -> list[Bounded | None]:
+        self.mood()
+        self.taken.append(list(entries))
+        return [None] * len(entries)
+
+    def renew(self, holder: str, lease_s: float) -> None:
+        self.mood()
+        self.leases.append(lease_s)
+
+    def release_lost(self) -> int:
+        return 0
+
+
+def gone() -> None:
+    raise StoreUnavailable("gone")
+
+
+@asynccontextmanager
+async def writing(store: LedgerStore, tmp_path: Path) -> AsyncIterator[LedgerWriter]:
+    async with LedgerWriter(store, "here", tmp_path / "spool.jsonl") as pen:
+        yield pen
+
+
+async def test_intents_and_settlements_reach_the_database(tmp_path: Path) -> None:
+    store = open_sqlite(tmp_path / "andthen.db")
+    async with writing(store, tmp_path) as pen:
+        one = intent(1, budgets=(TOTAL,))
+        assert await pen.intend(one) is None
+        await pen.settle(settled(one))
+        assert store.spent("key_a", [TOTAL]) == [Spent(30, 0, 15, 0)]
+        refused = await pen.intend(intent(2, budgets=(TOTAL,), reserved_micros=2_000))
+        assert refused is not None
+        assert refused.for_good
+    store.close()
+
+
+async def test_what_gathers_during_a_commit_is_one_commit(tmp_path: Path) -> None:
+    store, slow = Fake(), threading.Event()
+    async with writing(store, tmp_path) as pen:
+        store.mood = lambda: slow.wait(5)
+        first = asyncio.create_task(pen.intend(intent(0)))
+        await asyncio.sleep(0.05)
+        others = [asyncio.create_task(pen.intend(intent(number))) for number in range(1, 20)]
+        await asyncio.sleep(0.05)
+        slow.set()
+        await asyncio.gather(first, *others)
+    assert [len(batch) for batch in store.taken] == [1, 19]
+
+
+async def test_a_request_is_refused_soon_where_the_database_is_gone_or_slow(tmp_path: Path) -> None:
+    store = Fake()
+    async with writing(store, tmp_path) as pen:
+        await asyncio.sleep(0.05)
+        store.mood = gone
+        with pytest.raises(StoreUnavailable):
+            await pen.intend(intent(1))
+        assert not pen.healthy
+        store.mood = lambda: time.sleep(2.5)
+        started_s = time.monotonic()
+        with pytest.raises(StoreUnavailable, match="too long"):
+            await pen.intend(intent(2))
+        assert time.monotonic() - started_s < 2.4
+        store.mood = lambda: None
+    assert [type(entry).__name__ for batch in store.taken for entry in batch] == ["Intent", "Settlement"], (
+        "what was written after its refusal is given back"
+    )
+
+
+async def test_a_settlement_waits_beside_a_database_that_is_gone_and_is_written_once_it_is_back(tmp_path: Path) -> None:
+    store = Fake()
+    spool = tmp_path / "spool.jsonl"
+    async with writing(store, tmp_path) as pen:
+        await asyncio.sleep(0.05)
+        store.mood = gone
+        await pen.settle(settled(intent(1)))
+        await pen.settle(settled(intent(2)))
+        assert len(spool.read_bytes().splitlines()) == 2
+        store.mood = lambda: None
+    assert [entry for batch in store.taken for entry in batch] == [settled(intent(1)), settled(intent(2))]
+    assert not spool.exists()
+
+
+async def test_a_spool_of_a_process_that_died_is_written_at_the_next_start(tmp_path: Path) -> None:
+    store = Fake()
+    store.mood = gone
+    async with writing(store, tmp_path) as pen:
+        await pen.settle(settled(intent(1)))
+    with (tmp_path / "spool.jsonl").open("ab") as spool:
+        spool.write(b'{"intent": {"id": "cut of')
+    store.mood = lambda: None
+    async with writing(store, tmp_path):
+        await asyncio.sleep(0.1)
+    assert store.taken == [[settled(intent(1))]]
+
+
+async def test_leaving_gives_up_the_lease(tmp_path: Path) -> None:
+    store = Fake()
+    async with writing(store, tmp_path):
+        await asyncio.sleep(0.05)
+    assert store.leases[0] > 0
+    assert store.leases[-1] == 0
