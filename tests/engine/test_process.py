@@ -22,7 +22,7 @@ from andthen.contract.events import Event, Finished, PromptScored, Text, Usage
 from andthen.contract.request import CompletionRequest
 from andthen.engine import process
 from andthen.engine.client import EngineClient
-from andthen.engine.frames import FrameCutter, decode_answers, decode_question, frame
+from andthen.engine.frames import decode_answers, decode_question
 from andthen.engine.messages import (
     CREDIT_TOKENS,
     Answer,
@@ -36,6 +36,7 @@ from andthen.engine.messages import (
     Tokenize,
 )
 from andthen.engine.settings import EngineSettings, ModelSettings
+from andthen.frames import FrameCutter, frame
 from andthen.logs import LogSettings
 
 MODEL = "local/count"

@@ -20,7 +20,7 @@ import structlog
 from andthen.contract.errors import AndthenError, EngineRestarted, by_code
 from andthen.contract.events import Event, Finished, Text, Usage
 from andthen.contract.request import CompletionRequest
-from andthen.engine.frames import FrameCutter, decode_answers, frame
+from andthen.engine.frames import decode_answers
 from andthen.engine.messages import (
     CREDIT_TOKENS,
     Answer,
@@ -38,6 +38,7 @@ from andthen.engine.messages import (
     Tokenize,
     Tokenized,
 )
+from andthen.frames import FrameCutter, frame
 
 CANCEL_WAIT_S = 5.0
 """How long a cancelled job's last count is waited for; the engine looks between two steps."""

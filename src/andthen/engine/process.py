@@ -27,9 +27,10 @@ from msgspec import Struct
 from prometheus_client import CollectorRegistry
 
 from andthen import child, logs, metrics
-from andthen.engine.frames import FrameCutter, decode_question, frame
+from andthen.engine.frames import decode_question
 from andthen.engine.messages import Answer, Question
 from andthen.engine.settings import ENVIRONMENT, EngineSettings
+from andthen.frames import FrameCutter, frame
 
 COMMAND = (sys.executable, "-m", "andthen.engine.process")
 PLACE = "engine"
