@@ -22,7 +22,7 @@ from andthen.plan.spread import Part, Spread
 from andthen.sources import Ask
 from andthen.transport import Reply, Transport
 from andthen.vendors.settings import Access, Remote, UpstreamSettings
-from andthen.wire.base import Call, Refusal, Wire
+from andthen.wire.base import Call, Refusal, Target, Wire
 
 _REFUSAL_BYTES = 64 * 2**10
 _REPLY_BYTES = 64 * 2**20
@@ -121,7 +121,7 @@ class RemoteAttempt:
             call = source.wire.encode(part.request, target, streams=part.streams)
             reply = source.transport.perform(call, self._access(), source.remote.vendor)
             try:
-                async with aclosing(self._exchange(part, call, reply)) as exchange:
+                async with aclosing(self._exchange(part, call, target, reply)) as exchange:
                     async for events in exchange:
                         yield events
                 break
@@ -138,9 +138,8 @@ class RemoteAttempt:
         if len(self._spread.parts) == 1:
             yield self._spread.end()
 
-    async def _exchange(self, part: Part, call: Call, reply: Reply) -> AsyncGenerator[list[Event]]:
+    async def _exchange(self, part: Part, call: Call, target: Target, reply: Reply) -> AsyncGenerator[list[Event]]:
         source, spread = self._source, self._spread
-        target = source.remote.target(source.model, at_s=0.0)
         async with reply:
             if reply.status != 200:
                 refusal = Refusal(reply.status, reply.headers, await reply.head(_REFUSAL_BYTES))

@@ -24,6 +24,8 @@ from andthen.server.services import Services
 CLIENT_GONE_STATUS = 499
 """In logs and metrics only: the client went away before its reply was complete."""
 
+_KINDS = ("prompt", "cached", "completion")
+
 _ACCOUNT = re.compile(rb"[\w.:-]{1,64}", re.ASCII)
 
 _LOG = structlog.get_logger("andthen.server")
@@ -38,6 +40,8 @@ class App:
         self._loopback = is_loopback(services.settings.host)
         self._cors = cors.Cors(services.settings.cors_origins)
         self._counts: dict[tuple[str, int], Any] = {}
+        self._token_counts: dict[str, tuple[Any, ...]] = {}
+        """By model, in the order of its usage: a look-up by labels costs more than the count."""
         self._running: set[asyncio.Task[Any]] = set()
 
     def stop(self) -> None:
@@ -142,8 +146,12 @@ class App:
         counted[1].observe(took_s)
         told: dict[str, object] = {}
         if exchange.usage is not None and exchange.model is not None:
-            for kind, tokens in zip(("prompt", "cached", "completion"), exchange.usage, strict=True):
-                metrics.tokens.labels(exchange.model, kind).inc(tokens)
+            counters = self._token_counts.get(exchange.model)
+            if counters is None:
+                labelled = (metrics.tokens.labels(exchange.model, kind) for kind in _KINDS)
+                counters = self._token_counts[exchange.model] = tuple(labelled)
+            for kind, counter, tokens in zip(_KINDS, counters, exchange.usage, strict=True):
+                counter.inc(tokens)
                 told[f"{kind}_tokens"] = tokens
         if not self._services.settings.access_log:
             return
