@@ -50,7 +50,7 @@ def test_one_request_probes_what_has_cooled_and_the_others_wait_for_what_it_find
     assert health.open_in_s(10.0) == 0
     health.asked(10.0)
     assert health.open_in_s(11.0) > 0
-    health.succeeded()
+    health.answered(10.0)
     assert health.open_in_s(11.0) == 0
 
 
@@ -58,8 +58,43 @@ def test_a_probe_whose_caller_left_lets_the_next_one_through() -> None:
     health = Health()
     health.failed(0.0, 10, SETTINGS)
     health.asked(10.0)
-    health.left()
+    health.left(10.0)
     assert health.open_in_s(11.0) == 0
+
+
+def test_the_end_of_another_request_lets_nobody_through_beside_the_probe() -> None:
+    health = Health()
+    health.asked(-5.0)
+    health.failed(0.0, 10, SETTINGS)
+    health.asked(10.0)
+    health.left(-5.0)
+    assert health.open_in_s(11.0) > 0
+
+
+def test_a_reply_to_a_request_from_before_the_failure_does_not_end_the_pause_that_was_asked_for() -> None:
+    health = Health()
+    health.asked(-1.0)
+    health.failed(0.0, 40, SETTINGS)
+    health.answered(-1.0)
+    health.succeeded()
+    assert health.open_in_s(1.0) == 39.0
+
+
+def test_a_probe_is_decided_when_its_reply_begins_and_a_reply_that_then_breaks_still_counts() -> None:
+    health = Health()
+    for _ in range(3):
+        health.failed(0.0, None, SETTINGS)
+    health.asked(5.0)
+    health.answered(5.0)
+    assert health.open_in_s(5.0) == 0
+    health.failed(6.0, None, SETTINGS)
+    assert health.open_in_s(6.0) == 10
+
+
+def test_however_long_it_asks_to_be_left_in_peace_it_is_probed_within_an_hour() -> None:
+    health = Health()
+    health.failed(0.0, 10**9, SETTINGS)
+    assert health.open_in_s(0.0) == 3600
 
 
 def test_a_probe_that_tells_nothing_is_given_up_on() -> None:

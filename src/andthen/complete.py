@@ -20,13 +20,15 @@ from andthen.contract.errors import (
     UpstreamError,
     UpstreamRefused,
 )
-from andthen.contract.events import Event, Usage
+from andthen.contract.events import Event, Usage, total
 from andthen.contract.request import CompletionRequest
 from andthen.plan.plan import Plan, plan
 from andthen.routing import Health
 from andthen.sources import Allowance, Ask, Attempt, Deployment
 
-_ANOTHER_MAY_DO = (EngineRestarted, ModelNotFound, NoCapacity, RateLimited, UpstreamError)
+_SPEAKS_AGAINST = (NoCapacity, RateLimited, UpstreamError)
+"""What lets a deployment cool down."""
+_ANOTHER_MAY_DO = (EngineRestarted, ModelNotFound, *_SPEAKS_AGAINST)
 """What a fallback may cure. The rest is the request's own fault."""
 
 
@@ -60,57 +62,54 @@ class Work:
         Raises:
             AndthenError
         """
+        failure: AndthenError | None = None
         for number, (deployment, planned) in enumerate(self._candidates, start=1):
+            now_s = time.monotonic()
+            # One that is asked for nothing tells nothing of how it fares.
+            health = Health() if planned.calls_nobody else self._catalog.health(deployment)
+            if failure is not None and (health.open_in_s(now_s) or not self._allowance.take()):
+                continue
+            health.asked(now_s)
             self.deployment, self.plan = deployment, planned
             last = number == len(self._candidates)
-            began = False
-            health = self._catalog.health(deployment)
-            health.asked(time.monotonic())
-            attempt: Attempt | None = None
             ask = Ask(self._owner, deployment.model, self._request, planned, self._allowance, has_successor=not last)
+            attempt: Attempt | None = None
+            began = False
             try:
                 attempt = deployment.source.open(ask)
                 # In this very generator: one inside another would end some time after this one is closed.
                 async with attempt:
                     async for events in attempt:
-                        began = True
+                        if not began:
+                            began = True
+                            health.answered(now_s)
                         self.began_s, self.fingerprint = attempt.began_s, attempt.fingerprint
-                        yield events
+                        yield [self._with_earlier(one) if isinstance(one, Usage) else one for one in events]
                 health.succeeded()
                 return
             except AndthenError as error:
                 self._failed(health, deployment, error)
-                used = None if attempt is None else attempt.usage
-                error.billed = used is not None and used.completion_tokens > 0
-                curable = isinstance(error, _ANOTHER_MAY_DO)
-                if not curable or began or last or not self._allowance.take():
+                failure = error
+                if began or not isinstance(error, _ANOTHER_MAY_DO):
                     raise
             finally:
-                health.left()
-                self._count(None if attempt is None else attempt.usage)
+                health.left(now_s)
+                if attempt is not None and attempt.usage is not None:
+                    self.usage = self._with_earlier(attempt.usage)
+                if failure is not None:
+                    failure.billed = self.usage is not None and self.usage.completion_tokens > 0
+        if failure is not None:
+            raise failure
 
     def _failed(self, health: Health, deployment: Deployment, error: AndthenError) -> None:
         """Lets a deployment cool down that the error speaks against."""
-        if deployment.cools and isinstance(error, _ANOTHER_MAY_DO) and not isinstance(error, UpstreamRefused):
+        if deployment.cools and isinstance(error, _SPEAKS_AGAINST) and not isinstance(error, UpstreamRefused):
             own_s = error.retry_after_s if error.retry_after_s != error.usual_retry_after_s else None
             health.failed(time.monotonic(), own_s, self._catalog.upstream.settings)
 
-    def _count(self, usage: Usage | None) -> None:
-        """Adds an attempt's."""
-        if self.usage is None or usage is None:
-            self.usage = usage or self.usage
-        else:
-            self.usage = Usage(
-                self.usage.prompt_tokens + usage.prompt_tokens,
-                self.usage.completion_tokens + usage.completion_tokens,
-                _sum(self.usage.cached_tokens, usage.cached_tokens),
-                _sum(self.usage.reasoning_tokens, usage.reasoning_tokens),
-                max(self.usage.source, usage.source, key=("vendor", "counted", "estimated").index),
-            )
-
-
-def _sum(one: int | None, other: int | None) -> int | None:
-    return one if other is None else other if one is None else one + other
+    def _with_earlier(self, usage: Usage) -> Usage:
+        """Together with that of the attempts before, which the request has cost too."""
+        return usage if self.usage is None else total([self.usage, usage])
 
 
 def prepare(owner: str, request: CompletionRequest, catalog: Catalog) -> Work:

@@ -14,6 +14,7 @@ import pytest
 
 from andthen.contract.errors import (
     AndthenError,
+    ModelNotFound,
     NoCapacity,
     RateLimited,
     UpstreamFailed,
@@ -265,6 +266,68 @@ async def test_before_the_first_event_another_deployment_steps_in_unseen() -> No
     ):
         reply = await answer(models, "team/both")
         assert (reply["model"], reply["choices"][0]["text"]) == ("team/b", "Hello!")
+
+
+async def test_what_was_spent_before_another_stepped_in_is_counted_and_told() -> None:
+    async def silent(sent: Sent) -> AsyncIterator[bytes]:
+        await sent.left.wait()
+        yield b""
+
+    hasty = Access(private=True, timeouts=Timeouts(first_token_s=0.2))
+    async with (
+        vendor(silent) as slow,
+        vendor(plain) as good,
+        catalog({"team/a": remote(slow.port, access=hasty), "team/b": remote(good.port)}, BOTH) as models,
+    ):
+        work = begun(models, "team/both", prompt="12345678")
+        last = (await events_of(work))[-1]
+        assert last == work.usage == Usage(2 + 3, 0 + 2, source="estimated")
+
+
+async def test_nobody_falls_back_on_what_cools_down_by_then() -> None:
+    async with (
+        vendor(failing(99, json_reply(OVERLOADED, 503))) as bad,
+        vendor(plain) as good,
+        catalog({"team/a": remote(bad.port), "team/b": remote(good.port)}, BOTH) as models,
+    ):
+        work = begun(models, "team/both")
+        models.health(models.find("team/b")).failed(time.monotonic(), 30, models.upstream.settings)
+        with pytest.raises(NoCapacity, match="Vendor"):
+            await events_of(work)
+        assert work.deployment.model == "team/a"
+        assert not good.sent
+
+
+async def test_a_name_that_the_vendor_does_not_know_stays_unknown_and_never_cools_down() -> None:
+    unknown = json_reply({"error": {"message": "no such model"}}, 404)
+    async with (
+        vendor(failing(99, unknown)) as one,
+        catalog({"team/m": remote(one.port)}, cool_after=1) as models,
+    ):
+        for _ in range(3):
+            with pytest.raises(ModelNotFound):
+                await answer(models)
+
+
+async def test_a_request_that_needs_no_call_is_no_probe() -> None:
+    shy = msgspec.convert({"takes": {"max_tokens": [1, 99]}}, type=Profile)
+    async with vendor(plain) as one, catalog({"team/m": remote(one.port, over=shy)}) as models:
+        health = models.health(models.find("team/m"))
+        health.failed(time.monotonic() - 9, 9, models.upstream.settings)
+        until_s = health.cool_until_s
+        await answer(models, max_tokens=0)
+        assert health.cool_until_s == until_s
+        assert not one.sent
+
+
+async def test_a_probe_opens_the_way_for_others_as_soon_as_its_reply_begins() -> None:
+    async with vendor(endless) as one, catalog({"team/m": remote(one.port)}) as models:
+        models.health(models.find("team/m")).failed(time.monotonic() - 9, 9, models.upstream.settings)
+        async with aclosing(begun(models, stream=True, max_tokens=999).events()) as probing:
+            await anext(probing)
+            async with aclosing(begun(models, stream=True, max_tokens=999).events()) as other:
+                await anext(other)
+        assert len(one.sent) == 2
 
 
 async def test_after_the_first_event_the_error_is_told() -> None:

@@ -10,6 +10,7 @@ all, also after a cancellation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -89,6 +90,22 @@ class Usage(Struct, frozen=True, array_like=True, tag="usage"):
     cached_tokens: int | None = None
     reasoning_tokens: int | None = None
     source: Counted = "vendor"
+
+
+_TRUST: tuple[Counted, ...] = ("vendor", "counted", "estimated")
+
+
+def total(each: Sequence[Usage]) -> Usage:
+    """The sum; where its parts come from elsewhere, it is as good as the least of them."""
+    cached = [usage.cached_tokens for usage in each if usage.cached_tokens is not None]
+    reasoning = [usage.reasoning_tokens for usage in each if usage.reasoning_tokens is not None]
+    return Usage(
+        prompt_tokens=sum(usage.prompt_tokens for usage in each),
+        completion_tokens=sum(usage.completion_tokens for usage in each),
+        cached_tokens=sum(cached) if cached else None,
+        reasoning_tokens=sum(reasoning) if reasoning else None,
+        source=max((usage.source for usage in each), key=_TRUST.index, default="vendor"),
+    )
 
 
 Event = PromptScored | Text | Finished | Usage

@@ -16,7 +16,7 @@ import msgspec
 from msgspec import Struct
 
 from andthen.contract.errors import UpstreamGarbled
-from andthen.contract.events import Counted, Event, Finished, PromptScored, Text, Token, Usage
+from andthen.contract.events import Counted, Event, Finished, PromptScored, Text, Token, Usage, total
 from andthen.contract.request import CompletionRequest, Prompt
 from andthen.contract.text import Offsets, rank, written_bytes
 from andthen.plan.candidate import Candidate
@@ -24,7 +24,6 @@ from andthen.plan.plan import Plan
 
 _BYTES_PER_TOKEN = 4
 """To estimate by, where nobody counts: the usual ratio of English text."""
-_TRUST: tuple[Counted, ...] = ("vendor", "counted", "estimated")
 
 
 class Part(Struct, frozen=True):
@@ -147,7 +146,7 @@ class Spread:
 
     def _take(self, part: Part, event: Text | Finished) -> list[Event]:
         prompt, number = part.prompt + event.prompt, part.candidate + event.candidate
-        if number >= self._count:
+        if event.candidate >= part.request.n:
             raise UpstreamGarbled("The vendor told more choices than were asked: send the request again.")
         shown = [] if self._shown[prompt] else [*self._show(prompt)]
         one = self._candidates[prompt][number]
@@ -194,16 +193,7 @@ class Spread:
 
     def usage(self) -> Usage:
         """The sum of what all calls begun have processed, so far as it is known."""
-        each = [self.usage_of(part) for part in self.parts if part.number in self._begun]
-        cached = [usage.cached_tokens for usage in each if usage.cached_tokens is not None]
-        reasoning = [usage.reasoning_tokens for usage in each if usage.reasoning_tokens is not None]
-        return Usage(
-            prompt_tokens=sum(usage.prompt_tokens for usage in each),
-            completion_tokens=sum(usage.completion_tokens for usage in each),
-            cached_tokens=sum(cached) if cached else None,
-            reasoning_tokens=sum(reasoning) if reasoning else None,
-            source=max((usage.source for usage in each), key=_TRUST.index, default="vendor"),
-        )
+        return total([self.usage_of(part) for part in self.parts if part.number in self._begun])
 
     def usage_of(self, part: Part) -> Usage:
         """What a call has processed: as the vendor told it, else by the tokens that were seen, else by their bytes."""
@@ -214,6 +204,7 @@ class Spread:
         prompt_tokens = self._prompt_tokens.get(part.number, 0)
         if not prompt_tokens:
             prompt_tokens = sum(map(_estimated_tokens, part.request.prompts))
+            prompt_tokens += len(part.request.prompts) * _estimated_tokens(part.request.suffix or "")
             if any(isinstance(prompt, str) for prompt in part.request.prompts):
                 source = "estimated"
         for one in self._of(part):
