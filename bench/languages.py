@@ -100,7 +100,10 @@ def _vendor() -> Iterator[tuple[str, int]]:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
-            yield process.stdout.readline().removeprefix("ready ").strip(), process.pid
+            line = process.stdout.readline()
+            if not line.startswith("ready "):
+                raise SystemExit(f"{command!r} said {line!r}")
+            yield line.removeprefix("ready ").strip(), process.pid
         finally:
             process.kill()
 
