@@ -174,6 +174,15 @@ def test_a_model_tells_what_it_takes(tmp_path: Path) -> None:
     assert row["parameters"]["n"] == {"support": "native", "minimum": 1, "maximum": 128}
 
 
+def test_the_model_that_ships_shows_its_card(tmp_path: Path) -> None:
+    card = GGUF.with_name("CARD.md").read_text(encoding="utf-8")
+    assert run(tmp_path, "models", HOUSE_MODEL).stdout.endswith("\n\n" + card)
+    (tmp_path / "andthen.toml").write_text(f"[models.'local/mine']\npath = '{GGUF}'\n")
+    mine = run(tmp_path, "models", "mine")
+    assert mine.returncode == 0
+    assert card not in mine.stdout
+
+
 def test_a_damaged_file_is_told_without_a_traceback(tmp_path: Path) -> None:
     (tmp_path / "cut.gguf").write_bytes(GGUF.read_bytes()[:-10_000])
     (tmp_path / "andthen.toml").write_text("[models.'local/cut']\npath = 'cut.gguf'\n")

@@ -143,6 +143,18 @@ def show(config_file: Path | None, name: str, as_json: bool) -> None:
         for parameter, ability in abilities.items()
     ]
     click.echo(table(["PARAMETER", "TAKEN", "RANGE", "WHY"], rows))
+    if card := _card(name, config):
+        click.echo("\n" + card, nl=False)
+
+
+def _card(name: str, config: Config) -> str:
+    """The model card of the model that ships; none of others."""
+    from andthen.config import HOUSE_MODEL
+
+    if name != HOUSE_MODEL or name not in config.engine.models:
+        return ""
+    card = Path(config.engine.models[name].path).with_name("CARD.md")
+    return card.read_text(encoding="utf-8") if card.is_file() else ""
 
 
 def _routes_of(name: str, shares: Sequence[Share]) -> str:
