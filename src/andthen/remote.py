@@ -29,6 +29,10 @@ _REPLY_BYTES = 64 * 2**20
 _LONGEST_WAIT_S = 10.0
 """A vendor that wants a longer pause than this has the caller wait, or a fallback step in."""
 _FIRST_WAIT_S = 0.5
+_AHEAD = 64
+"""Pieces of calls side by side that wait for a caller who reads slowly, before the calls do."""
+_MAY_BE_BILLED = (0, 200, 408, 504, 524)
+"""Statuses of calls that may have been worked on: no reply began, or it did, or a gateway gave up on whoever works."""
 
 
 class RemoteSource:
@@ -83,17 +87,19 @@ class RemoteAttempt:
     async def _together(self, parts: tuple[Part, ...]) -> AsyncGenerator[list[Event]]:
         """All calls, some at a time, their events as they come."""
         waiting: Iterator[Part] = iter(parts)
-        queue: asyncio.Queue[list[Event] | BaseException | None] = asyncio.Queue()
+        queue: asyncio.Queue[list[Event] | BaseException | None] = asyncio.Queue(_AHEAD)
+        leaving = False
 
         async def work() -> None:
             try:
                 for part in waiting:
                     async with aclosing(self._call(part)) as calls:
                         async for events in calls:
-                            queue.put_nowait(events)
-                queue.put_nowait(None)
+                            await queue.put(events)
+                await queue.put(None)
             except Exception as error:
-                queue.put_nowait(error)
+                if not leaving:  # nobody would take it, and there may be no room
+                    await queue.put(error)
 
         running = min(len(parts), self._source.settings.parallel)
         tasks = [asyncio.create_task(work()) for _ in range(running)]
@@ -107,6 +113,7 @@ class RemoteAttempt:
                 else:
                     yield taken
         finally:
+            leaving = True
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -131,8 +138,8 @@ class RemoteAttempt:
                     self._spread.fail(part)
                     raise
             finally:
-                if reply.reached and reply.status in (0, 200):
-                    self._spread.begin(part)  # it may have been worked on, whatever became of it
+                if _may_be_billed(reply):
+                    self._spread.begin(part)
             tried += 1
             await asyncio.sleep(wait_s)
         if len(self._spread.parts) == 1:
@@ -147,10 +154,12 @@ class RemoteAttempt:
             decoder = source.wire.decoder(part.request, target, streams=call.streams)
             if call.streams:
                 async for data in reply.chunks():
-                    if events := spread.feed(part, decoder.feed(data)):
+                    told = decoder.feed(data)
+                    if events := spread.feed(part, told):
                         self._note(decoder.fingerprint)
                         yield events
-                        decoder.feed(b"")
+                    if told:
+                        decoder.feed(b"")  # raises what came behind them
                     if not spread.wanted(part):
                         return
                 last = decoder.end()
@@ -182,8 +191,7 @@ class RemoteAttempt:
 
     def _wait_s(self, part: Part, reply: Reply, error: AndthenError, tried: int) -> float | None:
         """Seconds until the call is made again; None where it is not."""
-        free = not reply.reached or (reply.began and reply.status != 200)
-        if not (error.retryable and free and self._spread.untouched(part)):
+        if not error.retryable or _may_be_billed(reply) or not self._spread.untouched(part):
             return None
         if self._ask.has_successor and self.began_s is None:
             return None  # another deployment is sooner there than the same one after a pause
@@ -194,3 +202,7 @@ class RemoteAttempt:
         if wait_s > _LONGEST_WAIT_S or not self._ask.allowance.take(wait_s):
             return None
         return wait_s
+
+
+def _may_be_billed(reply: Reply) -> bool:
+    return reply.reached and reply.status in _MAY_BE_BILLED

@@ -36,6 +36,7 @@ from tests.upstream.vendor import (
     begun,
     catalog,
     choice,
+    chunk,
     completion,
     events_of,
     frame,
@@ -141,6 +142,56 @@ async def test_a_call_that_was_refused_for_a_while_is_made_again(status: int) ->
     ):
         assert (await answer(models))["choices"][0]["text"] == "Hello!"
         assert len(one.sent) == 2
+
+
+@pytest.mark.parametrize("status", [408, 504, 524])
+async def test_what_a_gateway_gave_up_on_may_have_been_billed(status: int) -> None:
+    async with (
+        vendor(failing(1, json_reply(OVERLOADED, status))) as one,
+        catalog({"team/m": remote(one.port)}) as models,
+    ):
+        work = begun(models, prompt="12345678")
+        with pytest.raises(AndthenError):
+            await events_of(work)
+        assert len(one.sent) == 1
+        assert work.usage == Usage(2, 0, source="estimated")
+
+
+async def test_an_error_behind_text_that_is_held_back_is_told_at_once() -> None:
+    async def play(sent: Sent) -> AsyncIterator[bytes]:
+        error = b"data: " + json.dumps({"error": {"message": "no", "code": 500}}).encode() + b"\n\n"
+        text = b"data: " + json.dumps(completion(choice("N"), usage=None)).encode() + b"\n\n"
+        yield STREAM + frame(completion(choice("E"), usage=None))
+        await asyncio.sleep(0.05)
+        yield chunk(text + error)
+        await sent.left.wait()
+
+    own = msgspec.convert({"takes": {"stop": False}}, type=Profile)
+    async with vendor(play) as one, catalog({"team/m": remote(one.port, over=own)}) as models:
+        with pytest.raises(UpstreamFailed):
+            await asyncio.wait_for(events_of(begun(models, stream=True, stop=["END"])), LIMIT_S / 2)
+
+
+async def test_calls_wait_for_a_caller_who_reads_slowly() -> None:
+    sizes: list[int] = []
+
+    async def fast(sent: Sent) -> AsyncIterator[bytes]:
+        yield STREAM
+        while not sent.left.is_set():
+            sizes.append(2**18)
+            yield frame(completion(choice("x" * sizes[-1]), usage=None))
+
+    own = msgspec.convert({"takes": {"n": False}}, type=Profile)
+    async with (
+        vendor(fast) as one,
+        catalog({"team/m": remote(one.port, over=own)}) as models,
+        aclosing(begun(models, stream=True, n=2, max_tokens=999).events()) as batches,
+    ):
+        await anext(batches)
+        await asyncio.sleep(0.7)
+        before = len(sizes)
+        await asyncio.sleep(0.3)
+        assert len(sizes) == before
 
 
 async def test_retries_have_one_bound_for_the_whole_request() -> None:
