@@ -2,7 +2,7 @@
 # spaces in its name is fine; a stamp file marks what is installed, so nothing is done twice.
 
 PYTHON ?= python3
-CLIENTS := scale-gp scale-gp-beta openai langchain-openai lm-eval node
+CLIENTS := scale-gp scale-gp-beta openai langchain-openai lm-eval litellm node
 SDKS := anthropic cohere fireworks-ai google-genai groq mistralai ollama together
 
 PY := .venv/bin/python

@@ -211,6 +211,14 @@ def test_a_call_that_was_cut_off_is_counted_or_estimated_and_marked() -> None:
     assert spread.usage_of(three) == Usage(4, 1, source="counted")
 
 
+def test_zeros_beside_a_text_are_no_usage() -> None:
+    spread = spread_over(row(), prompt="abcdefgh", n=1)
+    (one,) = spread.parts
+    spread.begin(one)
+    spread.feed(one, [Text(0, 0, "12345678", generated=0), Finished(0, 0, "stop"), Usage(0, 0)])
+    assert spread.usage() == Usage(2, 2, source="estimated")
+
+
 def test_best_of_needs_log_probabilities_that_are_really_told() -> None:
     spread = spread_over(row(), n=1, best_of=2)
     with pytest.raises(UpstreamGarbled, match="no log-probabilities"):

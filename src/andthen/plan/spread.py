@@ -196,8 +196,10 @@ class Spread:
         return total([self.usage_of(part) for part in self.parts if part.number in self._begun])
 
     def usage_of(self, part: Part) -> Usage:
-        """What a call has processed: as the vendor told it, else by the tokens that were seen, else by their bytes."""
-        if (told := self._usage.get(part.number)) is not None:
+        """What a call has processed: as the vendor told it, else by the tokens that were seen, else by their bytes.
+        Zeros beside a text tell nothing: gateways put them for what they do not know."""
+        told = self._usage.get(part.number)
+        if told is not None and (told.completion_tokens or not any(one.seen_bytes for one in self._of(part))):
             return told
         source: Counted = "counted"
         completion_tokens = 0

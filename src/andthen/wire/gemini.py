@@ -110,7 +110,8 @@ class _Detail(Struct, frozen=True, rename="camel"):
 
 
 class _Error(Struct, frozen=True):
-    code: int | None = None
+    code: int | str | None = None
+    """A text from gateways that speak the language (seen: LiteLLM 1.103.6)."""
     message: str | None = None
     status: str | None = None
     details: list[_Detail] | None = None
@@ -316,7 +317,7 @@ def _top(chosen: _Scored, told: list[_Scored], depth: int) -> tuple[Alternative,
 def _vendor_error(error: _Error, status: int, wait_s: int | None) -> VendorError:
     """`google.rpc.Status` as JSON. A key that is wrong is told with status 400."""
     details = error.details or []
-    status = status or error.code or 0
+    status = status or (error.code if isinstance(error.code, int) else 0)
     if any(detail.reason == _BAD_KEY for detail in details):
         return VendorError(401, _BAD_KEY, error.message or "")
     delays = [_DELAY.fullmatch(detail.retry_delay) for detail in details if detail.retry_delay]
