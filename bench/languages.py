@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import statistics
 import subprocess
 import sys
@@ -39,8 +40,10 @@ A vendor on loopback answers each language with a prepared reply of {CHUNKS} tok
 serve`, one worker, stands before it with all that is on by default. Requests' bodies have {_BODY_BYTES} bytes;
 connections are kept. Streams have {CHUNKS} chunks that come {1000 * PACE_S:g} ms apart, {CONNECTIONS} streams at a
 time, so that each chunk is read, turned and written alone; *at once* are streams whose chunks come in one piece. A
-chunk's CPU time is without what the request costs without chunks. CPU time is the worker's own; in the first row there
-is no server between the load's generator and the vendor, and it is the vendor's.
+chunk's CPU time is without what the request costs without chunks. CPU time is the worker's own.
+
+- **none**: no server between the load's generator and the vendor; the CPU time is the vendor's.
+- **relay**: uvicorn and aiohttp, on which `andthen serve` stands, with nothing between them: no body is read.
 """
 _HEAD = (
     f"requests/s, {CONNECTIONS} connections", "CPU µs of a request", "p50 of one connection, ms",
@@ -79,6 +82,8 @@ def languages(rounds: int) -> Iterator[str]:
         pid = server.process.pid
         at_start = resident_bytes(pid)
         measured = [("none", Address(f"{vendor}/openai_completions", ""), vendor_pid)]
+        relay, relay_pid = running.enter_context(_relay(measured[0][1].url))
+        measured.append(("relay", Address(relay, ""), relay_pid))
         measured += [(name, Address(f"{server.url}/v1", f"bench/{name}", server.key), pid) for name in LANGUAGES]
         for _ in range(rounds):
             for name, address, measured_pid in measured:
@@ -106,6 +111,19 @@ def _vendor() -> Iterator[tuple[str, int]]:
             yield line.removeprefix("ready ").strip(), process.pid
         finally:
             process.kill()
+
+
+@contextmanager
+def _relay(address: str) -> Iterator[tuple[str, int]]:
+    """The relay's address and process."""
+    with socket.create_server(("127.0.0.1", 0), backlog=CONNECTIONS) as listening:
+        descriptor = listening.fileno()
+        command = [sys.executable, "-m", "bench.relay", str(descriptor), f"{address}/completions"]
+        with subprocess.Popen(command, pass_fds=[descriptor]) as process:
+            try:
+                yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1", process.pid
+            finally:
+                process.kill()
 
 
 def _settings(vendor: str) -> str:
