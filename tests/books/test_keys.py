@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from andthen.books.keys import Key, KeyRing, check_name, digest, new_id, new_secret
+from andthen.books.keys import Held, Key, KeyRing, check_name, digest, new_id, new_secret
 
 _KEY = Key(id="key_1", name="one", created_at_ms=0)
 
@@ -35,20 +35,20 @@ def test_too_little_randomness_is_refused(make: object) -> None:
 
 
 def test_a_ring_finds_a_key_by_its_secret_alone() -> None:
-    ring = KeyRing(1, {digest("at-right"): _KEY})
-    assert ring.lookup("at-right") == _KEY
-    assert ring.lookup("at-wrong") is None
-    assert ring.lookup("") is None
+    ring = KeyRing(1, {digest("at-right"): Held(_KEY)})
+    assert ring.lookup("at-right", 0) == _KEY
+    assert ring.lookup("at-wrong", 0) is None
+    assert ring.lookup("", 0) is None
     assert len(ring) == 1
 
 
 @given(st.text())
 def test_any_header_value_can_be_looked_up(secret: str) -> None:
-    assert KeyRing(1, {}).lookup(secret) is None
+    assert KeyRing(1, {}).lookup(secret, 0) is None
 
 
 def test_lone_surrogates_can_be_looked_up() -> None:
-    assert KeyRing(1, {}).lookup("\udcff") is None
+    assert KeyRing(1, {}).lookup("\udcff", 0) is None
 
 
 @pytest.mark.parametrize("name", ["a", "ci", "Łódź team", "me@example.org", "web-1_b+c.d", "x" * 64])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sqlite3
 import stat
@@ -13,16 +14,16 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.config import Config
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 
+from andthen.books.keys import Key, digest
 from andthen.books.store import (
     HEAD,
     METADATA,
-    NameTaken,
-    NoSuchKey,
     SchemaTooNew,
     SqlStore,
     StoreUnavailable,
@@ -39,65 +40,6 @@ def path(tmp_path: Path) -> Path:
 def store(path: Path) -> Iterator[SqlStore]:
     with closing(open_sqlite(path)) as opened:
         yield opened
-
-
-def test_a_key_is_found_by_its_secret_and_ended_by_its_id(store: SqlStore) -> None:
-    issued = store.create_key("ci")
-    assert store.key_ring().lookup(issued.secret) == issued.key
-    ended = store.revoke_key(issued.key.id)
-    assert ended.revoked_at_ms is not None
-    assert ended.revoked_at_ms >= issued.key.created_at_ms
-    assert store.key_ring().lookup(issued.secret) is None
-    assert store.list_keys() == [ended]
-
-
-def test_a_key_is_ended_by_its_name_and_ending_it_twice_changes_nothing(store: SqlStore) -> None:
-    issued = store.create_key("ci")
-    ended = store.revoke_key("ci")
-    assert store.revoke_key(issued.key.id) == ended
-
-
-def test_a_name_is_free_again_once_its_key_is_ended(store: SqlStore) -> None:
-    store.create_key("ci")
-    with pytest.raises(NameTaken, match="'ci' is in force"):
-        store.create_key("ci")
-    first = store.revoke_key("ci")
-    second = store.create_key("ci").key
-    assert store.list_keys() == sorted([first, second], key=lambda key: (key.created_at_ms, key.id))
-    assert store.revoke_key("ci").id == second.id
-
-
-def test_ending_an_unknown_key_says_where_to_look(store: SqlStore) -> None:
-    with pytest.raises(NoSuchKey, match="`andthen keys list`"):
-        store.revoke_key("nobody")
-
-
-def test_a_bad_name_changes_nothing(store: SqlStore) -> None:
-    before = store.keys_stamp()
-    with pytest.raises(ValueError, match="a key's name"):
-        store.create_key("\n")
-    assert store.keys_stamp() == before
-
-
-def test_every_change_renews_the_stamp_and_nothing_else_does(store: SqlStore) -> None:
-    stamps = [store.keys_stamp()]
-    store.create_key("ci")
-    stamps.append(store.keys_stamp())
-    store.revoke_key("ci")
-    stamps.append(store.keys_stamp())
-    assert len(set(stamps)) == 3
-    store.list_keys()
-    with pytest.raises(NoSuchKey):
-        store.revoke_key("nobody")
-    assert store.keys_stamp() == store.key_ring().stamp == stamps[-1]
-
-
-def test_the_first_key_is_made_where_there_never_was_one(store: SqlStore) -> None:
-    first = store.create_first_key()
-    assert first is not None
-    assert store.create_first_key() is None
-    store.revoke_key(first.key.id)
-    assert store.create_first_key() is None
 
 
 def test_no_secret_is_in_the_files(store: SqlStore, path: Path) -> None:
@@ -199,7 +141,7 @@ def test_a_file_put_in_its_place_is_read(store: SqlStore, path: Path) -> None:
         path.with_name(path.name + suffix).unlink()
     other.rename(path)
     assert store.keys_stamp() != before.stamp
-    assert store.key_ring().lookup(secret) is None
+    assert store.key_ring().lookup(secret, 0) is None
 
 
 def test_a_locked_database_is_told_after_the_wait(path: Path) -> None:
@@ -236,3 +178,52 @@ def test_of_many_processes_that_start_at_once_one_makes_the_first_key(path: Path
     ends = [racer.communicate(timeout=60) for racer in racers]
     assert [err for _, err in ends] == [""] * 4
     assert sorted(out.strip() for out, _ in ends) == ["False", "False", "False", "True"]
+
+
+def _at_schema(path: Path, schema: str) -> None:
+    """A file as an older andthen would have left it, with one key."""
+    engine = sa.create_engine(f"sqlite:///{path}")
+    config = Config()
+    config.set_main_option("script_location", "andthen.books:migrations")
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, schema)
+        row = {"digest": digest("at-old"), "gone": digest("at-gone")}
+        insert = "INSERT INTO keys (id, name, digest, created_at_ms, revoked_at_ms) VALUES"
+        connection.execute(sa.text(f"{insert} ('key_1', 'ci', :digest, 5, NULL), ('key_2', 'ci', :gone, 6, 7)"), row)
+    engine.dispose()
+
+
+def test_an_older_file_is_copied_and_its_keys_stay_in_force(path: Path) -> None:
+    path.parent.mkdir()
+    _at_schema(path, "0002")
+    with closing(open_sqlite(path)) as store:
+        found = store.key_ring().lookup("at-old", 0)
+        assert found == Key(id="key_1", name="ci", created_at_ms=5)
+        assert store.key_ring().lookup("at-gone", 0) is None
+        assert [key.revoked_at_ms for key in store.list_keys()] == [None, 7]
+    (copy,) = path.parent.glob("andthen.db.schema-0002.*Z")
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    with closing(sqlite3.connect(copy)) as raw:
+        assert raw.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002",)
+        assert raw.execute("SELECT count(*) FROM keys WHERE digest IS NOT NULL").fetchone() == (2,)
+    open_sqlite(path).close()
+    assert list(path.parent.glob("*.schema-*")) == [copy]
+
+
+def test_without_room_for_a_copy_an_older_file_stays_as_it_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.parent.mkdir()
+    _at_schema(path, "0002")
+    really = os.open
+
+    def full(name: str | Path, *rest: int) -> int:
+        if ".schema-" in str(name):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return really(name, *rest)
+
+    monkeypatch.setattr("andthen.books.store.sqlite.os.open", full)
+    with pytest.raises(StoreUnavailable, match=r"no copy could be made of it first \(No space left on device\)"):
+        open_sqlite(path)
+    monkeypatch.undo()
+    with closing(sqlite3.connect(path)) as raw:
+        assert raw.execute("SELECT version_num FROM alembic_version").fetchone() == ("0002",)

@@ -10,8 +10,11 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from msgspec import Struct
+
+from andthen.books.policy import UNBOUNDED, Policy
 
 SECRET_BYTES = 32
 ID_BYTES = 9
@@ -35,21 +38,45 @@ class Key(Struct, frozen=True, kw_only=True):
     created_at_ms: int
     """Milliseconds since 1970, UTC."""
     revoked_at_ms: int | None = None
+    """Ended for good."""
+    disabled_at_ms: int | None = None
+    """Out of force until it is enabled again."""
+    expires_at_ms: int | None = None
+    """Out of force from then on."""
+    admin: bool = False
+    """For the routes below `/admin`, and for nothing else."""
+    policy: Policy = UNBOUNDED
+
+    def in_force(self, now_ms: int) -> bool:
+        """Whether it may be used at this moment."""
+        stands = self.revoked_at_ms is None and self.disabled_at_ms is None
+        return stands and (self.expires_at_ms is None or now_ms < self.expires_at_ms)
+
+
+class Held(NamedTuple):
+    """A key as one of its secrets opens it."""
+
+    key: Key
+    until_ms: int | None = None
+    """The secret was replaced, and opens it until then."""
 
 
 class KeyRing:
-    """The keys in force as they stood at one moment."""
+    """The keys that are not ended, as they stood at one moment, by the digests of their secrets."""
 
-    def __init__(self, stamp: int, by_digest: Mapping[bytes, Key]) -> None:
+    def __init__(self, stamp: int, by_digest: Mapping[bytes, Held]) -> None:
         self.stamp = stamp
         self._by_digest = dict(by_digest)
 
     def __len__(self) -> int:
         return len(self._by_digest)
 
-    def lookup(self, secret: str) -> Key | None:
-        """The key of this secret; None when there is none in force."""
-        return self._by_digest.get(digest(secret))
+    def lookup(self, secret: str, now_ms: int) -> Key | None:
+        """The key of this secret; None when there is none in force at this moment."""
+        held = self._by_digest.get(digest(secret))
+        if held is None or (held.until_ms is not None and held.until_ms <= now_ms):
+            return None
+        return held.key if held.key.in_force(now_ms) else None
 
 
 def new_secret(random_bytes: bytes) -> str:

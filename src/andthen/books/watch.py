@@ -1,8 +1,8 @@
 """The keys in force, as a server sees them: in memory, and at most half a second old. Knows no request.
 
 A look-up reads no database. One small read in a thread tells each half second whether the keys changed; a revocation
-is in force within that time in every process. While the database can't be read, the last ring stays in force, and the
-log says so once at the beginning and once at the end.
+is in force within that time in every process, and what ends at a given time ends by the clock. While the database
+can't be read, the last ring stays in force, and the log says so once at the beginning and once at the end.
 """
 
 from __future__ import annotations
@@ -10,14 +10,24 @@ from __future__ import annotations
 import asyncio
 import time
 from types import TracebackType
-from typing import Self
+from typing import Protocol, Self
 
 import structlog
 
 from andthen.books.keys import Key, KeyRing
-from andthen.books.store import BooksError, Store
+from andthen.books.store import BooksError
 
 _LOG = structlog.get_logger("andthen.books")
+
+
+class Source(Protocol):
+    """Where the keys are kept; a `Store` is one."""
+
+    def keys_stamp(self) -> int:
+        """Differs after every change of the keys."""
+
+    def key_ring(self) -> KeyRing:
+        """The keys, at least as new as the ring's stamp says."""
 
 
 class KeyWatch:
@@ -26,7 +36,7 @@ class KeyWatch:
     Entering reads the ring once and raises `StoreUnavailable` where that fails: a server without keys is no use.
     """
 
-    def __init__(self, store: Store, *, interval_s: float = 0.5, recheck_interval_s: float = 0.1) -> None:
+    def __init__(self, store: Source, *, interval_s: float = 0.5, recheck_interval_s: float = 0.1) -> None:
         self._store = store
         self._interval_s = interval_s
         self._recheck_interval_s = recheck_interval_s
@@ -57,7 +67,7 @@ class KeyWatch:
 
     def lookup(self, secret: str) -> Key | None:
         """The key of this secret, by memory alone; None when the ring has none."""
-        return self._ring.lookup(secret)
+        return self._ring.lookup(secret, time.time_ns() // 1_000_000)
 
     async def look_again(self, secret: str) -> Key | None:
         """After a miss: the database may know a key that is younger than the ring. All misses together cause at most
@@ -67,7 +77,7 @@ class KeyWatch:
             if self._began_at_s < asked_at_s:
                 await asyncio.sleep(self._began_at_s + self._recheck_interval_s - time.monotonic())
                 await self._read()
-        return self._ring.lookup(secret)
+        return self._ring.lookup(secret, time.time_ns() // 1_000_000)
 
     async def _run(self) -> None:
         while True:

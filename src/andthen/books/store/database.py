@@ -1,5 +1,5 @@
-"""A database under the books: its connections, its transactions, its schema. What is SQLite's alone stands in
-`open_sqlite`'s file, `sqlite`.
+"""A database under the books: its connections, its transactions, its schema. What is one
+database's alone stands in a file of its own.
 
 A writer renews the stamp of what it changes first, in the same transaction as the change: the stamp's row is thereby
 the writers' lock, and a reader who sees the same stamp has missed nothing. Stamps are random, not counted, so that a
@@ -10,29 +10,34 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import sqlalchemy as sa
 
-from andthen.books.store.errors import SchemaTooNew, StoreUnavailable
+from andthen.books.store.errors import SchemaTooNew, SchemaTooOld, StoreUnavailable
 from andthen.books.store.schema import HEAD, STAMPS
 
 
 class Database:
     """A SQL database, at the newest schema. Every call blocks: an event loop hands it to a thread."""
 
-    def __init__(self, engine: sa.Engine, place: str) -> None:
-        """`place` names the database in messages; it holds no password."""
+    def __init__(self, engine: sa.Engine, place: str, remedy: str) -> None:
+        """`place` names the database in messages and `remedy` another way out; they hold no password."""
         self._engine = engine
         self._place = place
+        self._remedy = remedy
 
     def close(self) -> None:
         """Gives the connections back."""
         self._engine.dispose()
 
-    def migrate(self) -> None:
+    def migrate(self, *, lock: str = "", back_up: Callable[[str], None] | None = None) -> None:
         """Brings the schema to `HEAD`, in one transaction; of several processes that try, one does it.
+
+        Args:
+            lock: a statement that waits for the other processes, where a transaction that writes does not.
+            back_up: called with the schema of a database that is about to be changed, while nobody else writes.
 
         Raises:
             SchemaTooNew, StoreUnavailable
@@ -41,8 +46,14 @@ class Database:
             if _schema(connection) == HEAD:
                 return
         with self.writing() as connection:
+            if lock:
+                connection.execute(sa.text(lock))
             if (schema := _schema(connection)) == HEAD:
                 return
+            if schema is not None and schema > HEAD:
+                raise self._too_new(schema)
+            if schema is not None and back_up is not None:
+                back_up(schema)
             from alembic import command, config, util
 
             settings = config.Config()
@@ -51,10 +62,23 @@ class Database:
             try:
                 command.upgrade(settings, HEAD)
             except util.CommandError as error:
-                raise SchemaTooNew(
-                    f"{self._place} was written by a newer andthen (schema {schema}, this one knows {HEAD}): upgrade"
-                    " andthen, or start with another ANDTHEN_HOME"
-                ) from error
+                raise self._too_new(schema) from error
+
+    def check_schema(self) -> None:
+        """Raises `SchemaTooOld`, `SchemaTooNew`, `StoreUnavailable`."""
+        with self.reading() as connection:
+            schema = _schema(connection)
+        if schema is None or schema < HEAD:
+            found = "has no tables yet" if schema is None else f"has schema {schema}, and this andthen needs {HEAD}"
+            raise SchemaTooOld(f"the database {self._place} {found}: run `andthen migrate`")
+        if schema > HEAD:
+            raise self._too_new(schema)
+
+    def _too_new(self, schema: str | None) -> SchemaTooNew:
+        return SchemaTooNew(
+            f"{self._place} was written by a newer andthen (schema {schema}, this one knows {HEAD}): upgrade"
+            f" andthen, or {self._remedy}"
+        )
 
     @contextmanager
     def changing(self, what: str) -> Iterator[sa.Connection]:
@@ -82,8 +106,8 @@ class Database:
             yield
         except sa.exc.DBAPIError as error:
             raise StoreUnavailable(
-                f"the database {self._place} can't be used: {error.orig}. See that it is whole and can be"
-                " written, or set ANDTHEN_HOME to another folder"
+                f"the database {self._place} can't be used: {str(error.orig).strip()}. See that it is whole and can be"
+                f" written, or {self._remedy}"
             ) from error
         except sa.exc.SQLAlchemyError as error:
             raise StoreUnavailable(f"the database {self._place} can't be used: {error}") from error

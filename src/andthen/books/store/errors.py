@@ -15,9 +15,21 @@ class SchemaTooNew(BooksError):
     """A newer andthen has changed the database."""
 
 
+class SchemaTooOld(BooksError):
+    """The database waits for a migration that only a command makes."""
+
+
+class BadAddress(BooksError):
+    """The database's address can't be read, or what it needs is not installed."""
+
+
 class NameTaken(BooksError):
     """A key in force has this name."""
 
 
 class NoSuchKey(BooksError):
     """No key has this id, and none in force this name."""
+
+
+class KeyEnded(BooksError):
+    """The key is revoked, and nothing changes that."""

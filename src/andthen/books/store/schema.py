@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest step in migrations/, so that Alembic need not be imported to see that there is nothing to do."""
 
 METADATA = sa.MetaData()
@@ -13,9 +13,13 @@ KEYS = sa.Table(
     METADATA,
     sa.Column("id", sa.String(32), primary_key=True),
     sa.Column("name", sa.String(64), nullable=False),
-    sa.Column("digest", sa.LargeBinary(32), nullable=False, unique=True),
     sa.Column("created_at_ms", sa.BigInteger, nullable=False),
     sa.Column("revoked_at_ms", sa.BigInteger),
+    sa.Column("disabled_at_ms", sa.BigInteger),
+    sa.Column("expires_at_ms", sa.BigInteger),
+    sa.Column("deleted_at_ms", sa.BigInteger),
+    sa.Column("admin", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("policy", sa.Text, nullable=False, server_default="{}"),
     sa.Index(
         "keys_name_in_force",
         "name",
@@ -23,6 +27,27 @@ KEYS = sa.Table(
         sqlite_where=sa.text("revoked_at_ms IS NULL"),
         postgresql_where=sa.text("revoked_at_ms IS NULL"),
     ),
+)
+KEY_SECRETS = sa.Table(
+    "key_secrets",
+    METADATA,
+    sa.Column("digest", sa.LargeBinary(32), primary_key=True),
+    sa.Column("key_id", sa.String(32), sa.ForeignKey("keys.id", ondelete="CASCADE"), nullable=False),
+    sa.Column("created_at_ms", sa.BigInteger, nullable=False),
+    sa.Column("expires_at_ms", sa.BigInteger),
+    sa.Index("key_secrets_key", "key_id"),
+)
+AUDIT = sa.Table(
+    "audit",
+    METADATA,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("actor", sa.String(32), nullable=False),
+    sa.Column("action", sa.String(32), nullable=False),
+    sa.Column("key_id", sa.String(32), nullable=False),
+    sa.Column("before", sa.Text),
+    sa.Column("after", sa.Text),
+    sa.Index("audit_key", "key_id"),
 )
 STAMPS = sa.Table(
     "stamps",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -32,6 +33,38 @@ def sqlite_engine(path: Path, busy_timeout_s: float) -> sa.Engine:
     engine = sa.create_engine(url, connect_args={"timeout": busy_timeout_s})
     _adapt_to_sqlite(engine, path)
     return engine
+
+
+def back_up(engine: sa.Engine, path: Path, schema: str) -> None:
+    """A copy of the database beside it, named for its schema and the moment, 0600. Waits for no writer.
+
+    Raises:
+        StoreUnavailable: no copy could be made.
+    """
+    copy = path.with_name(f"{path.name}.schema-{schema}.{datetime.now(UTC):%Y%m%dT%H%M%S%fZ}")
+    try:
+        os.close(os.open(copy, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    except OSError as error:
+        raise _no_copy(path, error.strerror or str(error)) from error
+    copying = sa.create_engine(sa.URL.create("sqlite", database=str(copy)))
+    try:
+        with (
+            contextlib.closing(engine.raw_connection()) as source,
+            contextlib.closing(copying.raw_connection()) as target,
+        ):
+            driver: Any = source.driver_connection
+            driver.backup(target.driver_connection)
+    except engine.dialect.loaded_dbapi.Error as error:
+        copy.unlink()
+        raise _no_copy(path, str(error)) from error
+    finally:
+        copying.dispose()
+
+
+def _no_copy(path: Path, reason: str) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"the database {path} was left as it is: no copy could be made of it first ({reason}). Make room beside it"
+    )
 
 
 def _adapt_to_sqlite(engine: sa.Engine, path: Path) -> None:

@@ -1,0 +1,52 @@
+"""The books in a PostgreSQL database."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event
+
+from andthen.books.store.errors import BadAddress
+
+MIGRATION_LOCK = "SET LOCAL statement_timeout = 0; SELECT pg_advisory_xact_lock(7165918216330246248)"
+"""The number is any that nobody else uses: whoever migrates waits for the others who do."""
+_SCHEMES = ("postgresql://", "postgres://")
+_CONNECT_TIMEOUT_S = 2
+_STATEMENT_TIMEOUT_MS = 5000
+
+
+def is_url(text: str) -> bool:
+    """Whether it names a PostgreSQL database."""
+    return text.startswith(_SCHEMES)
+
+
+def postgres_engine(url: str) -> tuple[sa.Engine, str]:
+    """The database's connections, and how to name it in messages: without user and password.
+
+    Raises:
+        BadAddress
+    """
+    try:
+        named = sa.make_url("postgresql://" + url.partition("://")[2])
+    except (sa.exc.ArgumentError, ValueError):
+        # Not shown and not chained: the error's own text has the whole URL.
+        raise BadAddress("the setting `books.database` is no postgresql://user:password@host:port/name") from None
+    if find_spec("psycopg") is None:
+        raise BadAddress("PostgreSQL needs the package psycopg: install `andthen[postgres]`")
+    place = f"postgresql://{named.host or 'localhost'}:{named.port or 5432}/{named.database or ''}"
+    engine = sa.create_engine(
+        named.set(drivername="postgresql+psycopg"),
+        pool_pre_ping=True,  # a server that was restarted costs a connection, not a request
+        connect_args={"connect_timeout": _CONNECT_TIMEOUT_S, "application_name": "andthen"},
+        hide_parameters=True,
+    )
+
+    def connected(connection: Any, _record: Any) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET statement_timeout = {_STATEMENT_TIMEOUT_MS}")
+        connection.commit()
+
+    event.listen(engine, "connect", connected)
+    return engine, place
