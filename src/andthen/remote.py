@@ -17,7 +17,7 @@ from typing import Self
 import msgspec
 
 from andthen.contract.errors import AndthenError, RateLimited, UpstreamTimeout
-from andthen.contract.events import Event, Usage
+from andthen.contract.events import Event, Exchange, Usage
 from andthen.plan.spread import Part, Spread
 from andthen.sources import Ask
 from andthen.transport import Reply, Transport
@@ -69,6 +69,7 @@ class RemoteAttempt:
         self.began_s: float | None = None
         self.usage: Usage | None = None
         self.fingerprint: str | None = None
+        self.exchanges: list[Exchange] = []
 
     async def __aenter__(self) -> Self:
         return self
@@ -127,6 +128,7 @@ class RemoteAttempt:
             target = source.remote.target(source.model, at_s=time.time())
             call = source.wire.encode(part.request, target, streams=part.streams)
             reply = source.transport.perform(call, self._access(), source.remote.vendor)
+            began_s = time.monotonic()
             try:
                 async with aclosing(self._exchange(part, call, target, reply)) as exchange:
                     async for events in exchange:
@@ -138,8 +140,11 @@ class RemoteAttempt:
                     self._spread.fail(part)
                     raise
             finally:
+                usage = Usage(0, 0)
                 if _may_be_billed(reply):
                     self._spread.begin(part)
+                    usage = self._spread.usage_of(part)
+                self.exchanges.append(Exchange(reply.status, usage, time.monotonic() - began_s))
             tried += 1
             await asyncio.sleep(wait_s)
         if len(self._spread.parts) == 1:
@@ -158,10 +163,10 @@ class RemoteAttempt:
                     if events := spread.feed(part, told):
                         self._note(decoder.fingerprint)
                         yield events
-                    if told:
-                        decoder.feed(b"")  # raises what came behind them
                     if not spread.wanted(part):
                         return
+                    if told:
+                        decoder.feed(b"")  # raises what came behind them
                 last = decoder.end()
             else:
                 last = [*decoder.feed(await reply.body(_REPLY_BYTES)), *decoder.end()]

@@ -6,14 +6,14 @@ Here is what every source is, and the embedded engine in its own process; `remot
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from types import TracebackType
 from typing import Protocol, Self
 
 from msgspec import Struct
 
 from andthen.contract.errors import EngineRestarted
-from andthen.contract.events import Event, Usage
+from andthen.contract.events import Event, Exchange, Usage
 from andthen.contract.limits import Limits
 from andthen.contract.request import CompletionRequest
 from andthen.engine.client import EngineClient
@@ -59,6 +59,10 @@ class Attempt(Protocol):
     @property
     def usage(self) -> Usage | None:
         """What was processed; also after an end before its time, as far as the source could still tell."""
+
+    @property
+    def exchanges(self) -> Sequence[Exchange]:
+        """What was exchanged for it, once the block was left."""
 
     @property
     def began_s(self) -> float | None:

@@ -7,14 +7,17 @@ AndthenError
 │   │   ├── UnsupportedParameter    400  … / unsupported_parameter
 │   │   └── ContextLengthExceeded   400  … / context_length_exceeded
 │   ├── InvalidApiKey               401  authentication_error / invalid_api_key
-│   ├── ModelNotAllowed             403  permission_error / model_not_allowed
+│   ├── PermissionDenied            403  permission_error / permission_denied
+│   │   └── ModelNotAllowed         403  … / model_not_allowed
 │   ├── NotFound                    404  invalid_request_error / not_found
 │   │   └── ModelNotFound           404  … / model_not_found
 │   ├── MethodNotAllowed            405  … / method_not_allowed
 │   ├── RequestTimeout              408  … / request_timeout, to be retried
+│   ├── Conflict                    409  … / conflict
 │   ├── PayloadTooLarge             413  … / payload_too_large
 │   ├── UnsupportedMediaType        415  … / unsupported_media_type
 │   ├── RateLimited                 429  rate_limit_error / rate_limit_exceeded, to be retried
+│   ├── BudgetExceeded              429  budget_error / budget_exceeded, to be retried while requests under way hold it
 │   └── HeadersTooLarge             431  … / headers_too_large
 ├── UpstreamError                   a vendor's, or the way to it
 │   ├── UpstreamRefused             502  upstream_error / upstream_refused, not to be retried
@@ -27,11 +30,15 @@ AndthenError
     ├── InternalError               500  server_error / internal_error
     ├── NoCapacity                  503  overloaded_error / no_capacity
     ├── EngineRestarted             503  overloaded_error / engine_restarted
+    ├── LimitsUnavailable           503  overloaded_error / limits_unavailable
+    ├── LedgerUnavailable           503  overloaded_error / ledger_unavailable
+    ├── DatabaseUnavailable         503  overloaded_error / database_unavailable
     └── ShuttingDown                503  overloaded_error / shutting_down
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 
@@ -95,18 +102,24 @@ class ContextLengthExceeded(BadRequest):
 
 
 class InvalidApiKey(CallerError):
-    """The key is missing, unknown or revoked."""
+    """The key is missing, unknown, revoked, disabled or expired."""
 
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
 
 
-class ModelNotAllowed(CallerError):
-    """The key may not use this model."""
+class PermissionDenied(CallerError):
+    """The key may not be used here: not from this address, or not on this route."""
 
     status = 403
     type = "permission_error"
+    code = "permission_denied"
+
+
+class ModelNotAllowed(PermissionDenied):
+    """The key may not use this model."""
+
     code = "model_not_allowed"
 
 
@@ -142,6 +155,13 @@ class RequestTimeout(CallerError):
     retryable = True
 
 
+class Conflict(CallerError):
+    """What is there already does not allow the change."""
+
+    status = 409
+    code = "conflict"
+
+
 class PayloadTooLarge(CallerError):
     """The body is larger than the bound."""
 
@@ -164,13 +184,48 @@ class HeadersTooLarge(CallerError):
 
 
 class RateLimited(CallerError):
-    """Too many requests or tokens, for the vendor behind the model; `retry-after` tells when there is room again."""
+    """Too many requests or tokens, for the key or the vendor behind; `retry-after` tells when there is room again."""
 
     status = 429
     type = "rate_limit_error"
     code = "rate_limit_exceeded"
     retryable = True
     usual_retry_after_s = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        retry_after_s: int | None = None,
+        headers: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        super().__init__(message, param=param, retry_after_s=retry_after_s)
+        self.headers = headers
+        """`x-ratelimit-*` of a key's own bounds."""
+
+
+class BudgetExceeded(CallerError):
+    """The key's budget has no room for what the request may cost."""
+
+    status = 429
+    type = "budget_error"
+    code = "budget_exceeded"
+    retryable = True
+    usual_retry_after_s = 1
+
+    def __init__(self, message: str, *, for_good: bool = False) -> None:
+        """Args:
+        for_good: there would be no room even if all that requests under way hold were given back.
+        """
+        super().__init__(message)
+        self.for_good = for_good
+        if for_good:
+            self.retry_after_s = None
+
+    @property
+    def should_retry(self) -> bool:
+        return not self.for_good
 
 
 class UpstreamError(AndthenError):
@@ -247,6 +302,24 @@ class EngineRestarted(ServerError):
     """The engine died with this request's work and is coming back."""
 
     code = "engine_restarted"
+
+
+class LedgerUnavailable(ServerError):
+    """The request can't be written down, so it is not begun."""
+
+    code = "ledger_unavailable"
+
+
+class LimitsUnavailable(ServerError):
+    """The key has limits, and what counts them can't be reached."""
+
+    code = "limits_unavailable"
+
+
+class DatabaseUnavailable(ServerError):
+    """The keys can't be read or changed, for their database does not answer."""
+
+    code = "database_unavailable"
 
 
 class ShuttingDown(ServerError):

@@ -92,6 +92,15 @@ class Usage(Struct, frozen=True, array_like=True, tag="usage"):
     source: Counted = "vendor"
 
 
+class Exchange(Struct, frozen=True):
+    """One call to a model's server, or one job of the embedded engine, for the ledger. No event."""
+
+    status: int
+    """HTTP's, 200 for a reply; 0 where none began."""
+    usage: Usage
+    took_s: float
+
+
 _TRUST: tuple[Counted, ...] = ("vendor", "counted", "estimated")
 
 

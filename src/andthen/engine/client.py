@@ -18,7 +18,7 @@ import msgspec
 import structlog
 
 from andthen.contract.errors import AndthenError, EngineRestarted, by_code
-from andthen.contract.events import Event, Finished, Text, Usage
+from andthen.contract.events import Event, Exchange, Finished, Text, Usage
 from andthen.contract.request import CompletionRequest
 from andthen.engine.frames import decode_answers
 from andthen.engine.messages import (
@@ -208,6 +208,14 @@ class Job:
         self._taken = 0
         self._waiter: asyncio.Future[None] | None = None
         jobs[number] = self
+
+    @property
+    def exchanges(self) -> tuple[Exchange, ...]:
+        """The job itself, once its usage is known."""
+        if self.usage is None:
+            return ()
+        took_s = 0.0 if self.began_s is None else time.monotonic() - self.began_s
+        return (Exchange(200 if self._error is None else self._error.status, self.usage, took_s),)
 
     def __aiter__(self) -> Self:
         return self

@@ -54,6 +54,14 @@ def upgrade() -> None:
         sa.Column("cost_micros", sa.BigInteger, nullable=False),
         sa.Column("took_ms", sa.BigInteger, nullable=False),
     )
+    op.create_index("requests_key_started", "requests", ["key_id", "started_at_ms"])
+    op.create_index("requests_started", "requests", ["started_at_ms"])
+    is_open = sa.text("settled_at_ms IS NULL")
+    op.create_index("requests_open", "requests", ["holder"], sqlite_where=is_open, postgresql_where=is_open)
+    _spending()
+
+
+def _spending() -> None:
     op.create_table(
         "spending",
         sa.Column("key_id", sa.String(32), primary_key=True),
@@ -69,10 +77,6 @@ def upgrade() -> None:
         sa.Column("id", sa.String(64), primary_key=True),
         sa.Column("until_ms", sa.BigInteger, nullable=False),
     )
-    op.create_index("requests_key_started", "requests", ["key_id", "started_at_ms"])
-    op.create_index("requests_started", "requests", ["started_at_ms"])
-    is_open = sa.text("settled_at_ms IS NULL")
-    op.create_index("requests_open", "requests", ["holder"], sqlite_where=is_open, postgresql_where=is_open)
 
 
 def downgrade() -> None:
