@@ -34,6 +34,7 @@ _STRUCTS = (
 )
 _KEY: list[Json] = [{"apiKey": []}, {"bearer": []}]
 _KEY_OFF_LOOPBACK = [{}, *_KEY]
+_WITH_KEY = (errors.InvalidApiKey, errors.PermissionDenied)
 _ANYWHERE = (errors.HeadersTooLarge, errors.InternalError, errors.ShuttingDown)
 _WITH_BODY = (
     errors.BadRequest,
@@ -154,7 +155,7 @@ def _paths() -> Json:
     }
     paths["/metrics"] = {
         "get": _operation(
-            "metrics", "Counters of all workers and the engine", metrics, (errors.InvalidApiKey,),
+            "metrics", "Counters of all workers and the engine", metrics, _WITH_KEY,
             security=_KEY_OFF_LOOPBACK,
         )
     }  # fmt: skip
@@ -176,7 +177,7 @@ def _complete(path: str) -> Json:
         *_WITH_BODY,
         errors.UnsupportedParameter,
         errors.ContextLengthExceeded,
-        errors.InvalidApiKey,
+        *_WITH_KEY,
         errors.ModelNotAllowed,
         errors.ModelNotFound,
         *_BY_THE_ENGINE,
@@ -189,12 +190,12 @@ def _complete(path: str) -> Json:
 
 def _list_models(path: str) -> Json:
     done = _json("ModelList", "The models that this key may use.")
-    return _operation(_name("listModels", path), "List models", done, (errors.InvalidApiKey, *_BY_THE_ENGINE))
+    return _operation(_name("listModels", path), "List models", done, (*_WITH_KEY, *_BY_THE_ENGINE))
 
 
 def _show_model(path: str) -> Json:
     done = _json("ModelCard", "The model and what becomes of each field on it.")
-    refusals = (errors.InvalidApiKey, errors.ModelNotFound, *_BY_THE_ENGINE)
+    refusals = (*_WITH_KEY, errors.ModelNotAllowed, errors.ModelNotFound, *_BY_THE_ENGINE)
     operation = _operation(_name("showModel", path), "Describe a model", done, refusals)
     operation["parameters"] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
@@ -204,7 +205,7 @@ def _show_model(path: str) -> Json:
     return operation
 
 
-_TOKENIZER_REFUSALS = (errors.InvalidApiKey, errors.ModelNotFound, *_BY_THE_ENGINE)
+_TOKENIZER_REFUSALS = (*_WITH_KEY, errors.ModelNotAllowed, errors.ModelNotFound, *_BY_THE_ENGINE)
 
 
 def _tokenize(root: str) -> Json:

@@ -1,6 +1,7 @@
 """The ASGI application: from a request's headers to its handler, and what is told of it afterwards.
 
-The order of checks is the contract's: 404 and 405, then 401, then the handlers' 413, 415, 400 and so on.
+The order of checks is the contract's: 404 and 405, then 401, then 403 for a key that has no business here, then the
+handlers' 413, 415, 400 and so on.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import structlog
 from andthen.contract.errors import AndthenError, InternalError, InvalidApiKey, ShuttingDown
 from andthen.contract.response import error_frame
 from andthen.server import cors
+from andthen.server.access import check_address, check_kind
 from andthen.server.health import check_metrics_key, is_loopback
 from andthen.server.http import ClientGone, Exchange, Receive, Send
 from andthen.server.routes import Access, Route, Routes, check_method
@@ -126,7 +128,9 @@ class App:
         key = keys.lookup(secret) or await keys.look_again(secret)
         if key is None:
             raise InvalidApiKey("This API key is not in force: `andthen keys create --name NAME` makes one.")
-        exchange.key_id = key.id
+        exchange.key = key
+        check_address(key, exchange.address)
+        check_kind(key, for_admin=False if route.access is Access.KEY else None)
         account = exchange.header(b"x-selected-account-id")
         if account is not None and _ACCOUNT.fullmatch(account):
             exchange.account = account.decode()

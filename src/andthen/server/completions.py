@@ -16,6 +16,7 @@ from andthen.contract.errors import UnsupportedParameter
 from andthen.contract.events import Event, Text
 from andthen.contract.request import CompletionRequest, parse
 from andthen.contract.response import COMMENT, DONE, Completion, Head, Stream
+from andthen.server.access import check_max_tokens, check_model
 from andthen.server.http import JSON, Exchange, Headers
 from andthen.server.services import Services
 from andthen.server.settings import ServerSettings
@@ -39,6 +40,9 @@ async def complete(services: Services, exchange: Exchange) -> None:
     request = parse(body, services.limits)
     if ignored := _ignored(request.ignored):
         exchange.reply_headers.append((b"x-andthen-ignored", ignored))
+    services.catalog.find(request.model)
+    check_model(exchange.key, request.model)
+    check_max_tokens(exchange.key, request.max_tokens)
     work = prepare(exchange.key_id or "", request, services.catalog)
     _tell(services, exchange, work)
     try:

@@ -1,4 +1,4 @@
-"""One HTTP request and the way back to who asked, over ASGI. Knows no route, no key and no model.
+"""One HTTP request and the way back to who asked, over ASGI. Knows no route and no model.
 
 Work ends when the client goes away: the request's task is cancelled, wherever it waits, and what it had begun is ended
 on the way out.
@@ -12,6 +12,7 @@ import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from andthen.books.keys import Key
 from andthen.contract.errors import (
     AndthenError,
     InvalidApiKey,
@@ -52,10 +53,11 @@ class Exchange:
         "_send",
         "_settings",
         "account",
+        "address",
         "chatty",
         "headers",
         "id",
-        "key_id",
+        "key",
         "link",
         "method",
         "model",
@@ -85,7 +87,10 @@ class Exchange:
         """The name of the route."""
         self.chatty = False
         """The log tells of it only at the debug level."""
-        self.key_id: str | None = None
+        self.address: str = (scope.get("client") or ("",))[0]
+        """The IP address at the other end of the connection: a proxy's, where there is one in between."""
+        self.key: Key | None = None
+        """Known to be in force."""
         self.account: str | None = None
         self.model: str | None = None
         """A configured name, once it is known to be one."""
@@ -97,6 +102,10 @@ class Exchange:
         """Prompt, cached and completion tokens, once they are known."""
         self.reply_headers: Headers = []
         """What any reply to this request carries, an error too."""
+
+    @property
+    def key_id(self) -> str | None:
+        return None if self.key is None else self.key.id
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of this name, which is given in lower case."""

@@ -8,6 +8,7 @@ from msgspec import UNSET, UnsetType
 from andthen.contract.listing import Capability, ModelCard, ModelList
 from andthen.contract.names import parse_name
 from andthen.plan.abilities import Ability
+from andthen.server.access import allows_model, check_model
 from andthen.server.http import JSON, Exchange
 from andthen.server.services import Services
 from andthen.sources import Deployment
@@ -16,14 +17,20 @@ _encode = msgspec.json.Encoder().encode
 
 
 async def list_models(services: Services, exchange: Exchange) -> None:
-    cards = [_card(services, name, deployment) for name, deployment in services.catalog.listed()]
+    cards = [
+        _card(services, name, deployment)
+        for name, deployment in services.catalog.listed()
+        if allows_model(exchange.key, name)
+    ]
     await exchange.reply(200, JSON, _encode(ModelList(data=cards)))
 
 
 async def show_model(services: Services, exchange: Exchange) -> None:
     """The one that the path ends with."""
     _, _, name = exchange.path.partition("/models/")
-    card = _card(services, str(parse_name(name)), services.catalog.find(name))
+    deployment = services.catalog.find(name)
+    check_model(exchange.key, name)
+    card = _card(services, str(parse_name(name)), deployment)
     await exchange.reply(200, JSON, _encode(card))
 
 

@@ -15,6 +15,7 @@ from andthen.contract.tokenizer import (
     parse_tokenize,
 )
 from andthen.engine.messages import ModelInfo
+from andthen.server.access import allows_model, check_model
 from andthen.server.http import JSON, Exchange
 from andthen.server.services import Services
 
@@ -23,7 +24,7 @@ _encode = msgspec.json.Encoder().encode
 
 async def tokenize(services: Services, exchange: Exchange) -> None:
     asked = parse_tokenize(await exchange.body(), services.limits)
-    model = _model(services, asked.model)
+    model = _model(services, exchange, asked.model)
     tokens = await services.engine.tokenize(
         model.name, asked.prompt, add_special=asked.add_special_tokens, parse_special=asked.parse_special
     )
@@ -32,7 +33,7 @@ async def tokenize(services: Services, exchange: Exchange) -> None:
 
 async def detokenize(services: Services, exchange: Exchange) -> None:
     asked = parse_detokenize(await exchange.body(), services.limits)
-    model = _model(services, asked.model)
+    model = _model(services, exchange, asked.model)
     await exchange.reply(
         200, JSON, _encode(DetokenizeReply(await services.engine.detokenize(model.name, asked.tokens)))
     )
@@ -44,18 +45,19 @@ async def tokenizer_info(services: Services, exchange: Exchange) -> None:
         named = parse_qs(exchange.query.decode(), max_num_fields=16).get("model")
     except ValueError:
         raise BadRequest("The query can't be read: send `?model=local/NAME`.", param="model") from None
-    model = _model(services, named[0] if named else None)
+    model = _model(services, exchange, named[0] if named else None)
     info = TokenizerInfo(model.eos_token, model.bos_token, model.pad_token, model.chat_template)
     await exchange.reply(200, JSON, _encode(info))
 
 
-def _model(services: Services, name: str | None) -> ModelInfo:
-    """The model of this name; without one the first."""
+def _model(services: Services, exchange: Exchange, name: str | None) -> ModelInfo:
+    """The model of this name; without one the first that the key may use."""
     models = services.engine.models
     if not models:
         raise EngineRestarted("The engine is starting: send the request again.")
     if name is None:
-        return next(iter(models.values()))
+        name = next((known for known in models if allows_model(exchange.key, known)), next(iter(models)))
     if name not in models:
         raise ModelNotFound("There is no such local model: `GET /v1/models` lists the names.", param="model")
+    check_model(exchange.key, name)
     return models[name]
