@@ -19,7 +19,20 @@ from typing import Any
 import pytest
 
 from tests.serving import Server, serving
-from tests.upstream.vendor import DONE, END, STREAM, CutOff, Sent, Vendor, choice, completion, frame, json_reply, scored
+from tests.upstream.vendor import (
+    DONE,
+    END,
+    STREAM,
+    CutOff,
+    Play,
+    Sent,
+    Vendor,
+    choice,
+    completion,
+    frame,
+    json_reply,
+    scored,
+)
 
 WAIT_S = 10
 
@@ -123,6 +136,9 @@ language = "openai_chat"
 {address}
 language = "openai_completions"
 
+[models."team/either"]
+deployments = [{{ model = "team/chat" }}, {{ model = "team/text", order = 1 }}]
+
 [models."team/llama"]
 vendor = "llamacpp"
 {address}
@@ -137,11 +153,12 @@ def played(playing: Playing) -> None:
     playing.vendor.play = chat
 
 
-def refused(server: Server, **fields: Any) -> dict[str, Any]:
+def refused(server: Server, status: int = 400, **fields: Any) -> dict[str, Any]:
     with pytest.raises(urllib.error.HTTPError) as caught:
         server.complete(**fields)
-    assert caught.value.code == 400
-    return dict(json.load(caught.value)["error"])
+    with caught.value as reply:
+        assert reply.code == status
+        return dict(json.load(reply)["error"])
 
 
 def stream(server: Server, **fields: object) -> tuple[list[dict[str, Any]], bytes]:
@@ -182,7 +199,7 @@ def test_no_stop_is_left_out_where_the_vendor_takes_fewer(server: Server, playin
     ("field", "value"), [("temperature", 9), ("n", 0), ("max_tokens", -1), ("logprobs", 99), ("top_p", 2)]
 )
 def test_what_is_out_of_range_is_refused_and_neither_clamped_nor_sent_on(
-    server: Server, playing: Playing, field: str, value: object
+    server: Server, playing: Playing, field: str, value: Any
 ) -> None:
     assert refused(server, model="team/chat", **{field: value})["param"] == field
     assert playing.vendor.sent == []
@@ -254,9 +271,7 @@ def test_a_server_that_tells_no_logprobs_though_asked_is_an_error_and_not_a_repl
         yield json_reply(completion(choice(" a", reason="length"), usage=(3, 1)))
 
     playing.vendor.play = silent
-    with pytest.raises(urllib.error.HTTPError) as caught:
-        server.complete(model="team/text", logprobs=1)
-    assert caught.value.code == 502
+    assert "no log-probabilities" in refused(server, 502, model="team/text", logprobs=1)["message"]
 
 
 def test_a_stream_that_the_vendor_cut_is_an_error_and_a_broken_connection(server: Server, playing: Playing) -> None:
@@ -293,13 +308,36 @@ def test_a_caller_who_leaves_ends_the_vendors_work_and_what_was_made_is_counted(
         time.sleep(0.05)
 
 
+def test_the_plan_and_the_figures_are_those_of_the_deployment_that_answered(server: Server, playing: Playing) -> None:
+    async def only_text(sent: Sent) -> AsyncIterator[bytes]:
+        if "chat" in sent.path:
+            yield json_reply({"error": {"message": "busy"}}, 500)
+        else:
+            async for piece in plain_text(sent):
+                yield piece
+
+    async def nothing(sent: Sent) -> AsyncIterator[bytes]:
+        yield json_reply({"error": {"message": "busy"}}, 500)
+
+    def plan_and_model(play: Play) -> tuple[int, str, str]:
+        playing.vendor.play = play
+        connection = http.client.HTTPConnection(server.url.removeprefix("http://"), timeout=WAIT_S)
+        body = json.dumps({"model": "team/either", "prompt": "Hi"})
+        connection.request("POST", "/v4/beta/completions", body, {"x-api-key": server.key})
+        reply = connection.getresponse()
+        told = json.loads(reply.read())
+        connection.close()
+        return reply.status, reply.headers["x-andthen-plan"], told.get("model", "")
+
+    assert plan_and_model(only_text) == (200, "prompt=native", "team/text")
+    assert b'andthen_first_text_seconds_count{model="team/text"}' in server.get("/metrics")
+    assert plan_and_model(nothing) == (502, "prompt=native", "")
+
+
 def test_the_keys_of_vendors_are_told_nobody(server: Server, playing: Playing, tmp_path: Path) -> None:
     async def unauthenticated(sent: Sent) -> AsyncIterator[bytes]:
         yield json_reply({"error": {"message": "bad key sk-live-0123456789abcdef0123456789", "code": "bad"}}, 401)
 
     playing.vendor.play = unauthenticated
-    with pytest.raises(urllib.error.HTTPError) as caught:
-        server.complete(model="team/text")
-    assert caught.value.code == 502
-    assert b"sk-live" not in caught.value.read()
+    assert "sk-live" not in refused(server, 502, model="team/text")["message"]
     assert "sk-live" not in (server.home / "server.log").read_text()

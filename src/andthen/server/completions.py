@@ -51,6 +51,8 @@ async def complete(services: Services, exchange: Exchange) -> None:
         else:
             await _whole(services, exchange, request, work)
     finally:
+        if exchange.status is None:
+            _tell(services, exchange, work)  # the last that was asked in vain
         if work.usage is not None:
             usage = work.usage
             exchange.usage = (usage.prompt_tokens, usage.cached_tokens or 0, usage.completion_tokens)
@@ -115,7 +117,7 @@ class _Clock:
         """To be called until the first text has come."""
         if any(isinstance(event, Text) for event in events):
             self.first_text_s = time.monotonic() - self._exchange.started_s
-            model = self._exchange.model or ""
+            model = self._services.catalog.label(self._work.deployment)
             self._services.metrics.first_text_seconds.labels(model).observe(self.first_text_s)
 
     def header(self, *, total: bool = False) -> bytes:
