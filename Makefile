@@ -13,7 +13,7 @@ DEV := .venv/.dev-installed
 CLIENT_STAMPS := $(CLIENTS:%=.venvs/%/.installed) $(SDKS:%=.venvs/%/.installed)
 NODE_MODULES := tests/clients/node/node_modules/.package-lock.json
 
-.PHONY: help install serve test check format soak bench docs lock model clients chromium clean
+.PHONY: help install serve test check format soak bench docs prices lock model clients chromium clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | sort | while IFS="$$(printf '\t')" read -r name what; do \
@@ -27,13 +27,14 @@ serve: $(RUNTIME)  ## install what is missing and start the server (PORT=…, HO
 test: $(DEV) clients chromium  ## install what is missing and run the whole suite (ARGS="-k name")
 	$(PY) -m pytest $(ARGS)
 
-check: $(DEV)  ## lint, types, floors, sizes, freshness of the docs
+check: $(DEV)  ## lint, types, floors, sizes, freshness of the docs and of the prices
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	.venv/bin/lint-imports
 	$(PY) -m checks.sizes
 	$(PY) -m checks.docs
+	$(PY) -m checks.prices
 
 format: $(DEV)  ## put the code into its form
 	$(PY) -m ruff check --fix .
@@ -47,6 +48,9 @@ bench: $(DEV)  ## measure the engine beside its peers, and write docs/bench.md
 
 docs: $(DEV)  ## print the tables in README and docs anew from the code
 	$(PY) -m checks.docs --write
+
+prices: $(DEV)  ## make the table of prices anew from the genai-prices that is locked
+	$(PY) -m checks.prices --write
 
 lock: $(DEV)  ## resolve requirements/*.txt again (ARGS="--upgrade")
 	$(PY) -m checks.lock $(ARGS)

@@ -257,6 +257,7 @@ class _Supervisor:
             server=self._config.server,
             limits=self._config.limits,
             upstream=self._config.upstream,
+            prices=self._config.prices,
             logs=self._config.logs,
         )
 

@@ -28,6 +28,10 @@ language = "openai_chat"
 
 [models."team/any"]
 deployments = [{ model = "team/chat", order = 1 }, { model = "team/text" }]
+
+[prices."team/text"]
+prompt = "0.20"
+completion = 0.6
 """
 
 
@@ -76,6 +80,14 @@ def test_a_card_says_how_a_prompt_is_taken_and_why_a_seed_is_only_tried(remote: 
 def test_a_name_for_several_has_the_card_of_the_first(remote: Server) -> None:
     _, card = ask(remote, "/v1/models/team/any")
     assert (card["id"], card["context_length"]) == ("team/any", 2048)
+
+
+def test_a_card_tells_the_price_where_it_is_known(remote: Server) -> None:
+    for name in ("team/text", "team/any"):
+        _, card = ask(remote, f"/v1/models/{name}")
+        assert (card["price"]["prompt"], card["price"]["completion"]) == ("0.2", "0.6")
+        assert card["price"]["long_prompts"] == card["price"]["other_hours"] == []
+    assert ask(remote, "/v1/models/team/chat")[1]["price"] is None
 
 
 def test_unknown_names_are_404_also_the_engines(remote: Server) -> None:

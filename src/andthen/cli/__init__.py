@@ -19,6 +19,7 @@ COMMANDS = {
     "complete": "andthen.cli.complete:complete",
     "keys": "andthen.cli.keys:keys",
     "models": "andthen.cli.models:models",
+    "prices": "andthen.cli.prices:prices",
     "explain": "andthen.cli.explain:explain",
 }
 

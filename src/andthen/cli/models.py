@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from andthen.cli.prices import in_words, prices_now
 from andthen.cli.settings import config_option, settings
 from andthen.cli.tables import table
 
@@ -132,9 +133,12 @@ def show(config_file: Path | None, name: str, as_json: bool) -> None:
         click.echo(json.dumps({"name": name, "deployments": told}, indent=2) if as_json else _routes_of(name, shares))
         return
     facts, row = _facts_of_local(name, config) if name in config.engine.models else _facts_of_remote(name, config)
+    price = prices_now([name], config)[name]
     if as_json:
-        click.echo(json.dumps({"name": name} | row, indent=2))
+        card = None if price is None else msgspec.to_builtins(price.card())
+        click.echo(json.dumps({"name": name} | row | {"price": card}, indent=2))
         return
+    facts["price"] = in_words(price)
     click.echo("\n".join(f"{key:<14} {value}" for key, value in facts.items()) + "\n")
     abilities = {f"prompt as {form.replace('_', ' ')}": ability for form, ability in row["prompt_forms"].items()}
     abilities |= {"prompt's logprobs": row["prompt_logprobs"]} | row["parameters"]

@@ -15,8 +15,10 @@ import msgspec
 import platformdirs
 from msgspec import Struct
 
+from andthen.books.prices import Prices
 from andthen.config.file import FILE_NAME, FILE_VARIABLE, SettingsFile
 from andthen.config.local_models import HOUSE_MODEL, local_models
+from andthen.config.prices import prices
 from andthen.config.upstream import upstream
 from andthen.config.values import PREFIX, ConfigError, checked, describe, near, setting_types, variable_name
 from andthen.contract.request import Limits
@@ -37,7 +39,7 @@ SECTIONS: dict[str, type[Struct]] = {
     "upstream": UpstreamSettings,
     "logs": LogSettings,
 }
-_TABLES = ("models", "vendors")
+_TABLES = ("models", "vendors", "prices")
 """What holds tables by name."""
 
 
@@ -52,6 +54,7 @@ class Config(Struct, frozen=True, kw_only=True):
     limits: Limits
     engine: EngineSettings
     upstream: Upstream
+    prices: Prices
     logs: LogSettings
 
     @property
@@ -98,6 +101,7 @@ def load(
         limits=typing.cast("Limits", sections["limits"]),
         engine=engine,
         upstream=remote,
+        prices=prices(settings, remote, local),
         logs=typing.cast("LogSettings", sections["logs"]),
     )
 

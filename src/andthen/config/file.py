@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import TypeVar
 
@@ -52,8 +53,12 @@ class SettingsFile:
         """Where its relative paths start."""
         return (self.path or Path()).absolute().parent
 
-    def at(self, keys: Sequence[str]) -> object:
+    def at(self, keys: Sequence[str | int]) -> object:
         return _at(self.table, keys)
+
+    def exact(self, keys: Sequence[str | int]) -> object:
+        """What stands there, with decimals in the place of floats: as they are written."""
+        return _at(tomllib.loads("".join(self._lines), parse_float=Decimal), keys)
 
     def tables(self, section: str, shape: str) -> dict[str, object]:
         """What stands in a section that holds tables by name; `shape` is how the head of one is written."""
@@ -84,10 +89,10 @@ class SettingsFile:
             self.at(keys), wanted, lambda rule: self.error(keys, f"{label} {rule}. Change or remove the line")
         )
 
-    def error(self, keys: Sequence[str], message: str) -> ConfigError:
+    def error(self, keys: Sequence[str | int], message: str) -> ConfigError:
         return ConfigError(f"{self.path}, line {self._line(keys)}: {message}")
 
-    def _line(self, keys: Sequence[str]) -> int:
+    def _line(self, keys: Sequence[str | int]) -> int:
         """Where the statement begins that brings `keys` in: behind the longest beginning of the file that parses and
         lacks them."""
         before = 0
@@ -102,7 +107,11 @@ class SettingsFile:
         return before + 1
 
 
-def _at(table: object, keys: Sequence[str]) -> object:
+def _at(table: object, keys: Sequence[str | int]) -> object:
+    """The value below the keys; an integer counts in an array."""
     for key in keys:
-        table = table.get(key) if isinstance(table, dict) else None
+        if isinstance(key, int):
+            table = table[key] if isinstance(table, list) and key < len(table) else None
+        else:
+            table = table.get(key) if isinstance(table, dict) else None
     return table

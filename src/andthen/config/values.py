@@ -62,6 +62,8 @@ def _describe(kind: msgspec.inspect.Type) -> str:
             return " or ".join(_describe(one) for one in types if not isinstance(one, msgspec.inspect.NoneType))
         case msgspec.inspect.StrType():
             return "a text"
+        case msgspec.inspect.DateType():
+            return "a day"
         case msgspec.inspect.DictType(value_type=msgspec.inspect.AnyType()):
             return "a table"
         case msgspec.inspect.DictType(value_type=value):

@@ -23,6 +23,40 @@ class Capability(Struct, kw_only=True):
     """Between these it is native, outside as `word` says."""
 
 
+class TokenPrices(Struct, kw_only=True):
+    """US dollars per million tokens, in decimals."""
+
+    prompt: str
+    completion: str
+    cached: str
+    """For tokens of the prompt that the vendor reads from its cache."""
+    cache_write: str
+    """For tokens of the prompt that it writes to its cache."""
+    reasoning: str
+    """For tokens of the completion that the model reasons with."""
+
+
+class LongPromptPrices(TokenPrices, kw_only=True):
+    """What all tokens of a call cost whose prompt is long."""
+
+    above_tokens: int
+    """Tokens of the prompt that must be exceeded."""
+
+
+class ModelPrice(TokenPrices, kw_only=True):
+    """What calls to a model cost now."""
+
+    request: str
+    """US dollars for each call, whatever its tokens."""
+    long_prompts: list[LongPromptPrices]
+    other_hours: list[TokenPrices]
+    """What they cost at other hours of the day."""
+    valid_from: int | None
+    """Since when: Unix time in seconds; null: not known."""
+    source: str
+    """Where the price was read."""
+
+
 class ModelCard(Struct, kw_only=True):
     id: str
     """The whole name, `vendor/model`."""
@@ -39,6 +73,8 @@ class ModelCard(Struct, kw_only=True):
     """Token ids are below this; null where the model's tokens are not ours to see."""
     fill_in_the_middle: bool
     """`suffix` is taken."""
+    price: ModelPrice | None = None
+    """Null where it isn't known."""
     prompt_forms: dict[str, Capability]
     """A prompt is one of `text`, `texts`, `token_ids`, `token_id_lists`; `empty`: it may be an empty text."""
     prompt_logprobs: Capability

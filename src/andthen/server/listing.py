@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 from msgspec import UNSET, UnsetType
 
@@ -36,6 +38,7 @@ async def show_model(services: Services, exchange: Exchange) -> None:
 
 def _card(services: Services, name: str, deployment: Deployment) -> ModelCard:
     abilities = deployment.abilities
+    price = services.prices.price(deployment.model, time.time_ns() // 1_000_000)
     return ModelCard(
         id=name,
         created=services.started_at,
@@ -44,6 +47,7 @@ def _card(services: Services, name: str, deployment: Deployment) -> ModelCard:
         deterministic=abilities.deterministic,
         vocab_size=abilities.vocab_size,
         fill_in_the_middle=abilities.fill_in_the_middle,
+        price=None if price is None else price.card(),
         prompt_forms={form: _capability(ability) for form, ability in abilities.prompt_forms.items()},
         prompt_logprobs=_capability(abilities.prompt_logprobs),
         capabilities={name: _capability(ability) for name, ability in abilities.parameters.items()},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from andthen.books.prices import PriceBook
 from andthen.books.watch import KeyWatch
 from andthen.catalog import Catalog
 from andthen.contract.limits import Limits
@@ -19,6 +20,7 @@ class Services:
     keys: KeyWatch
     engine: EngineClient
     catalog: Catalog
+    prices: PriceBook
     metrics: ServerMetrics
     started_at: int
     """Unix time in seconds at which the server started, the same in all its workers."""

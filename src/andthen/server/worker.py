@@ -24,6 +24,8 @@ from msgspec import Struct
 from prometheus_client import CollectorRegistry
 
 from andthen import child, logs, metrics
+from andthen.books.price_table import price_book
+from andthen.books.prices import Prices
 from andthen.books.store import open_sqlite
 from andthen.books.watch import KeyWatch
 from andthen.catalog import Catalog
@@ -62,6 +64,7 @@ class WorkerBoot(Struct, frozen=True):
     server: ServerSettings
     limits: Limits
     upstream: Upstream
+    prices: Prices
     logs: logs.LogSettings
 
 
@@ -85,6 +88,7 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
                 keys=keys,
                 engine=engine,
                 catalog=Catalog(Local(engine, boot.limits).deployments, boot.upstream, transport, boot.limits),
+                prices=price_book(boot.prices),
                 metrics=metrics.ServerMetrics(CollectorRegistry()),
                 started_at=boot.started_at,
             )
