@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from andthen.contract.errors import UpstreamGarbled
+from andthen.contract.errors import UpstreamGarbled, UpstreamRefused
 from andthen.contract.events import Event, Finished, PromptScored, Text, Token, Usage
 from andthen.contract.limits import Limits
 from andthen.contract.request import CompletionRequest, parse
@@ -221,7 +221,7 @@ def test_zeros_beside_a_text_are_no_usage() -> None:
 
 def test_best_of_needs_log_probabilities_that_are_really_told() -> None:
     spread = spread_over(row(), n=1, best_of=2)
-    with pytest.raises(UpstreamGarbled, match="no log-probabilities"):
+    with pytest.raises(UpstreamRefused, match="no log-probabilities"):
         spread.feed(spread.parts[0], [Text(0, 0, "a", generated=1), Finished(0, 0, "stop")])
 
 
@@ -233,6 +233,18 @@ def test_a_call_that_tells_too_few_or_too_many_choices_is_garbled() -> None:
         spread.close(part)
     with pytest.raises(UpstreamGarbled, match="more choices"):
         spread.feed(part, [said(2, "a")])
+
+
+def test_a_call_can_tell_nothing_of_the_choices_of_another() -> None:
+    spread = spread_over(row(), n=2)
+    with pytest.raises(UpstreamGarbled, match="more choices"):
+        spread.feed(spread.parts[0], [said(1, "a")])
+
+
+def test_a_suffix_is_estimated_too() -> None:
+    spread = spread_over(row({"suffix": True}), prompt="12345678", suffix="1234")
+    spread.begin(spread.parts[0])
+    assert spread.usage() == Usage(3, 0, source="estimated")
 
 
 def test_no_tokens_need_no_call_and_a_scored_prompt_drops_the_one_that_must_be_asked() -> None:

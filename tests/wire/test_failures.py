@@ -184,6 +184,14 @@ def test_of_a_huge_request_no_message_is_shown_and_nothing_is_searched() -> None
     assert time.process_time() - before < 0.5
 
 
+def test_what_is_huge_is_neither_written_out_nor_searched() -> None:
+    ids = CompletionRequest(model="m", prompts=(tuple(range(2_000_000)),))
+    before = time.process_time()
+    assert told("word", ids) == ""
+    assert type(failure(VendorError(400, message="context" * 200_000), REQUEST, TARGET)) is UpstreamRefused
+    assert time.process_time() - before < 0.1
+
+
 def test_a_large_prompt_is_searched_in_a_moment() -> None:
     request = CompletionRequest(model="m", prompts=("word " * 20_000,))
     before = time.process_time()

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import Struct
 
-from andthen.contract.errors import UpstreamGarbled
+from andthen.contract.errors import UpstreamGarbled, UpstreamRefused
 from andthen.contract.events import Counted, Event, Finished, PromptScored, Text, Token, Usage, total
 from andthen.contract.request import CompletionRequest, Prompt
 from andthen.contract.text import Offsets, rank, written_bytes
@@ -129,7 +129,8 @@ class Spread:
         """Takes what a call brought; returns what that is for the caller.
 
         Raises:
-            UpstreamGarbled: it lacks log-probabilities that were asked, or has choices that were not.
+            UpstreamGarbled: it has choices that were not asked.
+            UpstreamRefused: it lacks log-probabilities that were asked.
         """
         if events:
             self._fed.add(part.number)
@@ -263,7 +264,8 @@ class Spread:
         """Asked for log-probabilities, some servers answer without, in silence."""
         asked = self._plan.ranks or self._request.logprobs is not None
         if asked and one.seen_bytes and not one.scored and not self._request.max_tokens == 0:
-            raise UpstreamGarbled("The vendor told no log-probabilities, though they were asked: try another model.")
+            # No breach of its format: another try won't help, and the model is as good as ever for other requests.
+            raise UpstreamRefused("The vendor told no log-probabilities, though they were asked: try another model.")
 
 
 def _placed(tokens: tuple[Token, ...]) -> tuple[Token, ...]:

@@ -30,6 +30,8 @@ from andthen.wire.base import Headers, Target
 _MESSAGE_CHARACTERS = 300
 _READ_CHARACTERS = 1000
 """Of a message, before what is secret is taken out."""
+_SORTED_CHARACTERS = 8192
+"""Of a message, by which its kind is known."""
 _QUOTED_CHARACTERS = 12
 """So many in a row that also stand in a prompt are a quotation."""
 _SEARCHED_CHARACTERS = 2**17
@@ -66,8 +68,8 @@ def failure(error: VendorError, request: CompletionRequest, target: Target) -> A
     named = ", ".join(part for part in (f"status {error.status}" if error.status else "", code) if part)
     said = redacted(error.message, request, target)
     says = f"{target.vendor} answered {named or 'an error'}" + (f": {said.rstrip('.')}." if said else ".")
-    status = error.status
-    if status in (400, 413, 422) and _CONTEXT.search(f"{error.code.replace('_', ' ')} {error.message}"):
+    status, begins = error.status, error.message[:_SORTED_CHARACTERS]
+    if status in (400, 413, 422) and _CONTEXT.search(f"{error.code.replace('_', ' ')} {begins}"):
         return ContextLengthExceeded(f"{says} Shorten the prompt or lower `max_tokens`.", param="prompt")
     if status in (401, 402, 403, 407) or (status == 429 and error.code == _SPENT):
         return UpstreamUnauthenticated(f"{says} The key that the server has for it is the operator's to mend.")
@@ -111,6 +113,8 @@ def retry_after_s(headers: Headers) -> int | None:
 
 def redacted(message: str, request: CompletionRequest, target: Target) -> str:
     """A vendor's message in one line of printable text, without keys and without what it quotes of the request."""
+    if sum(map(len, request.prompts)) > _SEARCHED_CHARACTERS:
+        return ""
     message = _one_line(_ESCAPES.sub(" ", message[: 2 * _READ_CHARACTERS]))
     if len(message) > _READ_CHARACTERS:
         # A word that is cut might be a secret that is no longer known as one.
@@ -129,6 +133,9 @@ def _as_text(prompt: Prompt) -> str:
 
 
 def _one_line(text: str) -> str:
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
 
 
