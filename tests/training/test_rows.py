@@ -93,6 +93,16 @@ def test_middles_are_short_and_long() -> None:
     assert 0.45 < (lengths < rows.LONGEST_MIDDLE**0.5).mean() < 0.55
 
 
+def test_suffixes_are_short_and_long_and_end_with_a_word() -> None:
+    rng = np.random.default_rng(0)
+    suffix = " and the dog ran off" * 40
+    drawn = [rows.shortened(suffix, rng) for _ in range(1000)]
+    assert all(suffix.startswith(one) and one for one in drawn)
+    assert 0.4 < np.mean([len(one) < len(suffix) ** 0.5 for one in drawn]) < 0.7
+    assert all(suffix[len(one) :][:1] in (" ", "") for one in drawn if len(one) > 4)
+    assert rows.shortened("", rng) == ""
+
+
 def test_the_recipe_says_how_many_documents_are_gaps_and_every_one_begins_as_requests_do() -> None:
     rng = np.random.default_rng(0)
     drawn = [rows.draw(Text.of(BOOKS), 64, RECIPE, encode, rng) for _ in range(400)]
