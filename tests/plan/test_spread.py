@@ -241,6 +241,14 @@ def test_a_call_can_tell_nothing_of_the_choices_of_another() -> None:
         spread.feed(spread.parts[0], [said(1, "a")])
 
 
+@pytest.mark.parametrize(("min_tokens", "text"), [(0, "a"), (1, "a"), (2, "aba"), (3, "aba"), (4, "abab")])
+def test_early_tokens_complete_no_stop_also_where_several_come_at_once(min_tokens: int, text: str) -> None:
+    spread = spread_over(row({"min_tokens": True}), stop=["b"], min_tokens=min_tokens, logprobs=0)
+    tokens = tuple(Token(None, letter, -1.0, 0) for letter in "abab")
+    events = spread.feed(spread.parts[0], [Text(0, 0, "abab", tokens, 4), Finished(0, 0, "length")])
+    assert "".join(event.text for event in events if isinstance(event, Text)) == text
+
+
 def test_a_suffix_is_estimated_too() -> None:
     spread = spread_over(row({"suffix": True}), prompt="12345678", suffix="1234")
     spread.begin(spread.parts[0])

@@ -119,7 +119,7 @@ class Candidate:
 
     def take(self, event: Text) -> bool:
         """Goes on; True if that completes a stop."""
-        early = self.generated < self._min_tokens
+        early = self._min_tokens - self.generated
         self.generated += event.generated
         self.seen_bytes += len(event.text.encode())
         if self.state is State.DONE:
@@ -131,9 +131,11 @@ class Candidate:
         for token in event.tokens:
             self._hold(token)
         text = self._own_text(event) if self._begun else event.text
-        if early:
-            self._cut.pass_over(text)
-        elif self._cut.feed(text):
+        if early > 0:
+            first = _text_of(event, early, text)
+            self._cut.pass_over(first)
+            text = text[len(first) :]
+        if text and self._cut.feed(text):
             self.state = NEXT[self.state, Input.STOP]
             self._cut.finish()
             self.reason = "stop"
@@ -176,3 +178,11 @@ class Candidate:
             self.scored = True
             self._logprobs.append((offset, token.logprob))
         self._cut.hold(msgspec.structs.replace(token, offset=offset))
+
+
+def _text_of(event: Text, tokens: int, text: str) -> str:
+    """What the first tokens bring of the text; all of it, where they are not told."""
+    if event.generated <= tokens or event.generated != len(event.tokens):
+        return text
+    pieces = b"".join(written_bytes(token.text) for token in event.tokens[:tokens]).decode(errors="ignore")
+    return pieces if text.startswith(pieces) else text
