@@ -93,9 +93,15 @@ def table(date: str) -> PriceTable:
         source=PACKAGE,
         version=importlib.metadata.version(PACKAGE),
         date=date,
+        license=_license(),
         unit="US dollars per million tokens; `request`: US dollars per call",
         vendors={prefix: vendor_prices(prefix) for prefix in sorted(SOURCES)},
     )
+
+
+def _license() -> str:
+    (file,) = (file for file in importlib.metadata.files(PACKAGE) or () if file.name == "LICENSE")
+    return " ".join(file.read_text(encoding="utf-8").split())
 
 
 def vendor_prices(prefix: str) -> VendorPrices:
@@ -261,7 +267,9 @@ def written(made: PriceTable) -> bytes:
             f'    "{prefix}": {{\n      "addresses": {addresses},\n      "models": [\n{models}\n      ]\n    }}'
         )
     facts = "".join(
-        f'  "{name}": {msgspec.json.encode(head[name]).decode()},\n' for name in ("source", "version", "date", "unit")
+        f'  "{name}": {msgspec.json.encode(head[name]).decode()},\n'
+        for name in PriceTable.__struct_fields__
+        if name != "vendors"
     )
     every = ",\n".join(lines)
     return f'{{\n{facts}  "vendors": {{\n{every}\n  }}\n}}\n'.encode()
@@ -270,9 +278,12 @@ def written(made: PriceTable) -> bytes:
 def main(path: Path, *, write: bool) -> int:
     warnings.simplefilter("error")
     today = datetime.datetime.now(tz=datetime.UTC).date().isoformat()
-    there = msgspec.json.decode(path.read_bytes(), type=PriceTable) if path.exists() else None
-    made = table(there.date if there is not None else today)
-    if there is not None and path.read_bytes() == written(made):
+    there = path.read_bytes() if path.exists() else b""
+    try:
+        made = table(msgspec.json.decode(there, type=PriceTable).date)
+    except msgspec.DecodeError:
+        made = table(today)
+    if there == written(made):
         print(f"{path}: fresh")
         return 0
     if not write:

@@ -76,10 +76,18 @@ def test_a_stale_table_fails_and_writing_mends_it(tmp_path: Path) -> None:
     assert prices.main(path, write=False) == 0
 
 
+def test_no_table_is_a_stale_one(tmp_path: Path) -> None:
+    path = tmp_path / "prices.json"
+    assert prices.main(path, write=False) == 1
+    assert prices.main(path, write=True) == 0
+    assert prices.main(path, write=False) == 0
+
+
 def test_it_says_where_it_is_from() -> None:
     table = price_table()
     assert table.source == "genai-prices"
     assert table.version.count(".") == 2
+    assert table.license.startswith("The MIT License")
     assert datetime.date.fromisoformat(table.date) <= datetime.datetime.now(tz=datetime.UTC).date()
 
 

@@ -34,6 +34,8 @@ class PriceTable(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     version: str
     date: str
     """The day on which it was made: `2026-11-23`."""
+    license: str
+    """That of what it was made from."""
     unit: str
     vendors: dict[str, VendorPrices]
     """By the prefix of the vendor's row."""
