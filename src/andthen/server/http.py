@@ -18,6 +18,7 @@ from andthen.contract.errors import (
     InvalidApiKey,
     MethodNotAllowed,
     PayloadTooLarge,
+    RateLimited,
     RequestTimeout,
     UnsupportedMediaType,
 )
@@ -162,6 +163,8 @@ class Exchange:
             headers.append((b"retry-after", b"%d" % error.retry_after_s))
         if isinstance(error, MethodNotAllowed):
             headers.append((b"allow", ", ".join(error.allow).encode()))
+        if isinstance(error, RateLimited):
+            headers += [(name.encode(), value.encode()) for name, value in error.headers]
         if isinstance(error, InvalidApiKey):
             headers.append((b"www-authenticate", b"Bearer"))
         await self.reply(error.status, headers, error_body(error))
