@@ -38,7 +38,7 @@ def write(home: Path, text: str) -> Path:
 
 def test_without_any_setting_the_shipped_model_is_served(environ: dict[str, str], home: Path) -> None:
     found = load(environ)
-    assert (found.home, found.file, found.database) == (home, None, home / "andthen.db")
+    assert (found.home, found.file, found.database) == (home, None, str(home / "andthen.db"))
     assert list(found.engine.models) == ["local/tale"]
     assert found.engine.models["local/tale"].deterministic
     assert Path(found.engine.models["local/tale"].path).read_bytes()[:4] == b"GGUF"
@@ -234,3 +234,40 @@ def test_every_setting_says_what_it_is_for() -> None:
 def test_settings_are_only_what_can_be_carried_between_processes() -> None:
     for kind in config.SECTIONS.values():
         assert msgspec.json.decode(msgspec.json.encode(kind()), type=kind) == kind()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://127.0.0.1:6379/0",
+        "redis://me:secret@cache.example/1",
+        "rediss://[::1]",
+        "unix:///run/redis.sock?db=2",
+    ],
+)
+def test_redis_is_named_by_its_address(environ: dict[str, str], url: str) -> None:
+    found = load(environ | {"ANDTHEN_BOOKS_REDIS": url, "ANDTHEN_BOOKS_REDIS_GONE": "open"})
+    assert (found.books.redis, found.books.redis_gone) == (url, "open")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "secret",
+        "http://secret@host",
+        "redis://:secret@",
+        "redis://secret@host:x",
+        "redis://secret@host?timeout=1",
+        "unix://secret",
+        "redis://secret@host\n",
+    ],
+)
+def test_what_is_no_address_of_redis_is_told_without_its_password(
+    environ: dict[str, str], home: Path, url: str
+) -> None:
+    with pytest.raises(ConfigError, match="ANDTHEN_BOOKS_REDIS: is no address of Redis") as from_variable:
+        load(environ | {"ANDTHEN_BOOKS_REDIS": url})
+    write(home, f"[server]\nport = 1\n[books]\nredis = {msgspec.json.encode(url).decode()}\n")
+    with pytest.raises(ConfigError, match=r"line 4: \[books\] redis is no address of Redis") as from_file:
+        load(environ)
+    assert "secret" not in f"{from_variable.value}{from_file.value}"

@@ -252,7 +252,7 @@ class _Supervisor:
             listening_fd=listening_fd,
             engine_path=str(self._run_dir / "engine"),
             run_dir=str(self._run_dir),
-            database=str(self._config.database),
+            database=self._config.database,
             started_at=self._started_at,
             server=self._config.server,
             limits=self._config.limits,

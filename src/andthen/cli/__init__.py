@@ -18,6 +18,7 @@ COMMANDS = {
     "serve": "andthen.cli.serve:serve",
     "complete": "andthen.cli.complete:complete",
     "keys": "andthen.cli.keys:keys",
+    "migrate": "andthen.cli.migrate:migrate",
     "models": "andthen.cli.models:models",
     "prices": "andthen.cli.prices:prices",
     "explain": "andthen.cli.explain:explain",

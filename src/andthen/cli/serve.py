@@ -48,14 +48,14 @@ def serve(
     config = settings(config_file, options, models)
 
     from andthen import logs, supervisor
-    from andthen.books.store import open_sqlite
+    from andthen.books.store import open_store
     from andthen.server.settings import FIRST_PORT
 
     logs.configure(config.logs)
     try:
         with (
             supervisor.bind(config.server.host, config.server.port) as listening,
-            closing(open_sqlite(config.database)) as store,
+            closing(open_store(config.database)) as store,
         ):
             address = listening.getsockname()
             moved = config.server.port is None and address[1] != FIRST_PORT

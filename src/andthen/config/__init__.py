@@ -16,6 +16,7 @@ import platformdirs
 from msgspec import Struct
 
 from andthen.books.prices import Prices
+from andthen.books.settings import BooksSettings
 from andthen.config.file import FILE_NAME, FILE_VARIABLE, SettingsFile
 from andthen.config.local_models import HOUSE_MODEL, local_models
 from andthen.config.prices import prices
@@ -27,7 +28,9 @@ from andthen.logs import LogSettings
 from andthen.server.settings import ServerSettings
 from andthen.vendors.settings import Upstream, UpstreamSettings
 
-__all__ = ["DATABASE_NAME", "FILE_NAME", "HOUSE_MODEL", "SECTIONS", "Config", "ConfigError", "home_folder", "load"]
+__all__ = [
+    "DATABASE_NAME", "FILE_NAME", "HOUSE_MODEL", "SECTIONS", "Config", "ConfigError", "database", "home_folder", "load",
+]  # fmt: skip
 
 DATABASE_NAME = "andthen.db"
 HOME_VARIABLE = "ANDTHEN_HOME"
@@ -37,6 +40,7 @@ SECTIONS: dict[str, type[Struct]] = {
     "limits": Limits,
     "engine": EngineSettings,
     "upstream": UpstreamSettings,
+    "books": BooksSettings,
     "logs": LogSettings,
 }
 _TABLES = ("models", "vendors", "prices")
@@ -55,11 +59,13 @@ class Config(Struct, frozen=True, kw_only=True):
     engine: EngineSettings
     upstream: Upstream
     prices: Prices
+    books: BooksSettings
     logs: LogSettings
 
     @property
-    def database(self) -> Path:
-        return self.home / DATABASE_NAME
+    def database(self) -> str:
+        """PostgreSQL's URL, or the path of the SQLite file."""
+        return _place(self.books, self.home)
 
 
 def load(
@@ -102,8 +108,24 @@ def load(
         engine=engine,
         upstream=remote,
         prices=prices(settings, remote, local),
+        books=typing.cast("BooksSettings", sections["books"]),
         logs=typing.cast("LogSettings", sections["logs"]),
     )
+
+
+def database(environ: Mapping[str, str], *, file: Path | None = None) -> str:
+    """What `Config.database` is, by the settings of the books alone: keys may be made while another setting is wrong.
+
+    Raises:
+        ConfigError
+    """
+    home = home_folder(environ)
+    settings = SettingsFile.find(file, environ, home)
+    return _place(typing.cast("BooksSettings", _section("books", BooksSettings, settings, environ, {})), home)
+
+
+def _place(books: BooksSettings, home: Path) -> str:
+    return books.database or str(home / DATABASE_NAME)
 
 
 def home_folder(environ: Mapping[str, str]) -> Path:

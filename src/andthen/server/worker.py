@@ -26,7 +26,7 @@ from prometheus_client import CollectorRegistry
 from andthen import child, logs, metrics
 from andthen.books.price_table import price_book
 from andthen.books.prices import Prices
-from andthen.books.store import open_sqlite
+from andthen.books.store import open_store
 from andthen.books.watch import KeyWatch
 from andthen.catalog import Catalog
 from andthen.contract.limits import Limits
@@ -59,6 +59,7 @@ class WorkerBoot(Struct, frozen=True):
     engine_path: str
     run_dir: str
     database: str
+    """PostgreSQL's URL, or the path of the SQLite file."""
     started_at: int
     """Unix time in seconds at which the server started."""
     server: ServerSettings
@@ -79,7 +80,7 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
     Args:
         on_serving: called once, when a completion would be taken.
     """
-    store = await asyncio.to_thread(open_sqlite, Path(boot.database))
+    store = await asyncio.to_thread(open_store, boot.database)
     try:
         async with KeyWatch(store) as keys, EngineClient(boot.engine_path) as engine, Transport() as transport:
             services = Services(
