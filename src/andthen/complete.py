@@ -20,7 +20,7 @@ from andthen.contract.errors import (
     UpstreamError,
     UpstreamRefused,
 )
-from andthen.contract.events import Event, Usage, total
+from andthen.contract.events import Event, Exchange, Usage, total
 from andthen.contract.request import CompletionRequest
 from andthen.plan.plan import Plan, plan
 from andthen.routing import Health
@@ -35,8 +35,10 @@ _ANOTHER_MAY_DO = (EngineRestarted, ModelNotFound, *_SPEAKS_AGAINST)
 class Work:
     """A request that some deployment takes, planned and not yet begun."""
 
-    __slots__ = ("_allowance", "_candidates", "_catalog", "_owner", "_request", "began_s", "deployment", "fingerprint",
-                 "plan", "usage")  # fmt: skip
+    __slots__ = (
+        "_allowance", "_catalog", "_is_bounded", "_owner", "_request", "began_s", "candidates", "deployment",
+        "exchanges", "fingerprint", "plan", "usage",
+    )  # fmt: skip
 
     def __init__(
         self, owner: str, request: CompletionRequest, catalog: Catalog, candidates: list[tuple[Deployment, Plan]]
@@ -45,16 +47,31 @@ class Work:
         self._owner = owner
         self._request = request
         self._catalog = catalog
-        self._candidates = candidates
         self._allowance = Allowance(settings.retries, time.monotonic() + settings.deadline_s)
+        self.candidates = candidates
+        """Who may answer, each with its plan, in the order in which they are asked."""
+        self._is_bounded = False
         self.deployment, self.plan = candidates[0]
         """Who answers, and how; settled with the first events."""
+        self.exchanges: list[tuple[str, Exchange]] = []
+        """What was exchanged, each with the whole name of its deployment, of the attempts that have ended."""
         self.fingerprint: str | None = None
         """What `system_fingerprint` tells, once events have come."""
         self.began_s: float | None = None
         """When the first event's turn had come, by `time.monotonic`."""
         self.usage: Usage | None = None
         """What was processed in all, once the events have ended, whatever ended them."""
+
+    def bound(self, candidates: list[tuple[Deployment, Plan]]) -> None:
+        """A budget bounds the request: only these may answer, and after an attempt that cost something no other is
+        made, since what was reserved is for one."""
+        self.candidates, self._is_bounded = candidates, True
+        self.deployment, self.plan = candidates[0]
+
+    @property
+    def retries(self) -> int:
+        """What was done over, fallbacks included."""
+        return self._catalog.upstream.settings.retries - self._allowance.retries
 
     async def events(self) -> AsyncGenerator[list[Event]]:
         """Does the work. To be closed (`contextlib.aclosing`): that ends it, and waits until it has ended.
@@ -63,7 +80,7 @@ class Work:
             AndthenError
         """
         failure: AndthenError | None = None
-        for number, (deployment, planned) in enumerate(self._candidates, start=1):
+        for number, (deployment, planned) in enumerate(self.candidates, start=1):
             now_s = time.monotonic()
             # One that is asked for nothing tells nothing of how it fares.
             health = Health() if planned.calls_nobody else self._catalog.health(deployment)
@@ -71,7 +88,7 @@ class Work:
                 continue
             health.asked(now_s)
             self.deployment, self.plan = deployment, planned
-            last = number == len(self._candidates)
+            last = number == len(self.candidates)
             ask = Ask(self._owner, deployment.model, self._request, planned, self._allowance, has_successor=not last)
             attempt: Attempt | None = None
             began = False
@@ -96,8 +113,11 @@ class Work:
                 health.left(now_s)
                 if attempt is not None and attempt.usage is not None:
                     self.usage = self._with_earlier(attempt.usage)
+                    self.exchanges += [(deployment.model, exchange) for exchange in attempt.exchanges]
                 if failure is not None:
                     failure.billed = self.usage is not None and self.usage.completion_tokens > 0
+            if self._is_bounded and self.usage is not None and self.usage.prompt_tokens + self.usage.completion_tokens:
+                break
         if failure is not None:
             raise failure
 

@@ -51,6 +51,12 @@ _TOKENS = Row(
     "Tokens of completions as in their usage; kind is prompt, cached or completion.",
     ("model", "kind"),
 )
+_UNCOUNTED = Row(
+    "andthen_uncounted_requests_total",
+    "counter",
+    "Requests of keys with limits that found no Redis to count them; answer is refused or admitted, as is set.",
+    ("answer",),
+)
 _DEATHS = Row(
     "andthen_process_deaths_total",
     "counter",
@@ -78,6 +84,7 @@ ROWS = (
     _REQUEST_SECONDS,
     _FIRST_TEXT_SECONDS,
     _TOKENS,
+    _UNCOUNTED,
     _DEATHS,
     *_ENGINE_COUNTERS.values(),
     *_ENGINE_GAUGES.values(),
@@ -119,6 +126,7 @@ class ServerMetrics:
         self.request_seconds = _histogram(_REQUEST_SECONDS, registry)
         self.first_text_seconds = _histogram(_FIRST_TEXT_SECONDS, registry)
         self.tokens = _counter(_TOKENS, registry)
+        self.uncounted = _counter(_UNCOUNTED, registry)
         self.open_requests.set(0)
 
 

@@ -27,6 +27,7 @@ import uvloop
 from prometheus_client import CollectorRegistry
 
 from andthen import metrics
+from andthen.books.hub import Hub
 from andthen.config import Config
 from andthen.engine import process as engine_process
 from andthen.engine.client import EngineClient
@@ -215,7 +216,8 @@ class _Supervisor:
             if self._alone:
                 await worker.serve(self._boot("worker-0", self._listening.detach()), self._stop, serving)
             else:
-                await self._keep_workers(serving)
+                async with Hub(str(self._run_dir / "hub")):
+                    await self._keep_workers(serving)
         finally:
             self._engine.tell_stop()
             await asyncio.to_thread(self._engine.wait_stopped, _ENGINE_STOP_S)
@@ -252,10 +254,13 @@ class _Supervisor:
             listening_fd=listening_fd,
             engine_path=str(self._run_dir / "engine"),
             run_dir=str(self._run_dir),
+            hub_path="" if self._alone or self._config.books.redis else str(self._run_dir / "hub"),
+            home=str(self._config.home),
             database=self._config.database,
             started_at=self._started_at,
             server=self._config.server,
             limits=self._config.limits,
+            books=self._config.books,
             upstream=self._config.upstream,
             prices=self._config.prices,
             logs=self._config.logs,

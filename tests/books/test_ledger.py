@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from msgspec.structs import replace
 
 from andthen.books.ledger import Bounded, Call, Intent, Settlement, Tokens, worst_prompt_tokens
 from andthen.books.policy import Budget
-from andthen.books.store import SqlStore, open_sqlite
+from andthen.books.store import SqlStore, open_store
 from andthen.books.store.ledger import Spent, period_start_ms
 
 TOTAL = Budget(window="total", micros=1_000)
@@ -23,14 +21,8 @@ NOON_MS = 1_800_014_400_000
 
 
 @pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "andthen.db"
-
-
-@pytest.fixture
-def store(path: Path) -> Iterator[SqlStore]:
-    with closing(open_sqlite(path)) as made:
-        yield made
+def store(any_store: SqlStore) -> SqlStore:
+    return any_store
 
 
 def intent(number: int | str, **fields: object) -> Intent:
@@ -133,9 +125,9 @@ def test_what_a_dead_process_left_open_is_given_back_and_what_a_living_one_has_i
     assert store.spent("key_a", [TOTAL]) == [Spent(0, 200, 0, 100)]
 
 
-def test_many_writers_never_pass_a_budget_and_leave_none_of_it_unused(path: Path) -> None:
+def test_many_writers_never_pass_a_budget_and_leave_none_of_it_unused(place: str | Path) -> None:
     budget = Budget(window="total", micros=100 * 30)
-    stores = [open_sqlite(path, busy_timeout_s=30) for _ in range(2)]
+    stores = [open_store(place) for _ in range(2)]
     passed = threading.Event()
 
     def spend(worker: int) -> int:

@@ -46,9 +46,13 @@ def gone() -> None:
     raise StoreUnavailable("gone")
 
 
+def files(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
 @asynccontextmanager
 async def writing(store: LedgerStore, tmp_path: Path) -> AsyncIterator[LedgerWriter]:
-    async with LedgerWriter(store, "here", tmp_path / "spool.jsonl") as pen:
+    async with LedgerWriter(store, "here", tmp_path) as pen:
         yield pen
 
 
@@ -99,7 +103,7 @@ async def test_a_request_is_refused_soon_where_the_database_is_gone_or_slow(tmp_
 
 async def test_a_settlement_waits_beside_a_database_that_is_gone_and_is_written_once_it_is_back(tmp_path: Path) -> None:
     store = Fake()
-    spool = tmp_path / "spool.jsonl"
+    spool = tmp_path / "ledger-here.spool"
     async with writing(store, tmp_path) as pen:
         await asyncio.sleep(0.05)
         store.mood = gone
@@ -108,7 +112,7 @@ async def test_a_settlement_waits_beside_a_database_that_is_gone_and_is_written_
         assert len(spool.read_bytes().splitlines()) == 2
         store.mood = lambda: None
     assert [entry for batch in store.taken for entry in batch] == [settled(intent(1)), settled(intent(2))]
-    assert not spool.exists()
+    assert not files(tmp_path)
 
 
 async def test_a_spool_of_a_process_that_died_is_written_at_the_next_start(tmp_path: Path) -> None:
@@ -116,12 +120,13 @@ async def test_a_spool_of_a_process_that_died_is_written_at_the_next_start(tmp_p
     store.mood = gone
     async with writing(store, tmp_path) as pen:
         await pen.settle(settled(intent(1)))
-    with (tmp_path / "spool.jsonl").open("ab") as spool:
+    with (tmp_path / "ledger-here.spool").open("ab") as spool:
         spool.write(b'{"intent": {"id": "cut of')
     store.mood = lambda: None
-    async with writing(store, tmp_path):
+    async with LedgerWriter(store, "another", tmp_path):
         await asyncio.sleep(0.1)
     assert store.taken == [[settled(intent(1))]]
+    assert not files(tmp_path)
 
 
 async def test_leaving_gives_up_the_lease(tmp_path: Path) -> None:

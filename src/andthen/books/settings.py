@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from msgspec import Struct
 
 
@@ -11,3 +13,10 @@ class BooksSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     database: str = ""
     """PostgreSQL's URL, `postgresql://user:password@host/name`, for several machines; the extra `postgres` brings the
     driver. Unset: the SQLite file `andthen.db` in the state's folder."""
+    redis: str = ""
+    """Redis or Valkey, in which several machines share the limits of keys: `redis://user:password@host:6379/0`,
+    `rediss://` with TLS, or `unix:///path`; the extra `redis` brings the client. Unset, each machine counts for itself,
+    all its workers together."""
+    redis_gone: Literal["closed", "open"] = "closed"
+    """What becomes of keys with limits while Redis is gone: `closed` refuses them with 503 `limits_unavailable`, `open`
+    admits them uncounted."""

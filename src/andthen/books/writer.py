@@ -29,6 +29,8 @@ LEASE_S = 20.0
 _RENEW_S = 5.0
 _INTENT_WAIT_S = 2.0
 """A request that can't be written down within this is refused."""
+_SPOOL = ".spool"
+_AT_ONCE = 256
 _LOG = structlog.get_logger("andthen.books")
 
 
@@ -74,17 +76,17 @@ class _Waiting:
 
 
 class LedgerWriter:
-    """`async with LedgerWriter(store, holder, spool) as pen:`; leaving writes what is still to be written.
+    """`async with LedgerWriter(store, holder, folder) as pen:`; leaving writes what is still to be written.
 
     Args:
         holder: this process's name among all that write into the database.
-        spool: a file of this process's own, for settlements that the database did not take.
+        folder: where settlements lie that the database did not take.
     """
 
-    def __init__(self, store: LedgerStore, holder: str, spool: Path) -> None:
+    def __init__(self, store: LedgerStore, holder: str, folder: Path) -> None:
         self.holder = holder
         self._store = store
-        self._spool = _Spool(spool)
+        self._spool = _Spool(folder, holder)
         self._waiting: list[_Waiting] = []
         self._woken = threading.Condition()
         self._stopping = False
@@ -189,10 +191,8 @@ class LedgerWriter:
         """Renews the lease, gives back what is lost, and writes what lies beside the database into it."""
         try:
             self._store.renew(self.holder, lease_s)
-            for settlements in self._spool.batches():
-                self._store.record(settlements)
-                _LOG.info("ledger_caught_up", settlements=len(settlements))
-            self._spool.clear()
+            if written := self._spool.write_back(self._store.record):
+                _LOG.info("ledger_caught_up", settlements=written)
             if lost := self._store.release_lost():
                 _LOG.warning("ledger_released_lost", requests=lost)
         except Exception as error:
@@ -210,10 +210,15 @@ class LedgerWriter:
 
 
 class _Spool:
-    """Settlements in a file, one JSON a line, until the database takes them."""
+    """Settlements in files beside the database, one JSON a line, until the database takes them.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    A process writes into its own file and reads everybody's: those of the dead too. A file that two read is no harm,
+    since a settlement counts once.
+    """
+
+    def __init__(self, folder: Path, holder: str) -> None:
+        self._folder = folder
+        self._own = folder / f"ledger-{holder}{_SPOOL}"
 
     def add(self, settlements: list[Settlement]) -> None:
         """Appends, and waits until the disk has it. Raises nothing: where the disk is full as well, the log gets it."""
@@ -221,7 +226,7 @@ class _Spool:
             return
         lines = b"".join(msgspec.json.encode(settlement) + b"\n" for settlement in settlements)
         try:
-            descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+            descriptor = os.open(self._own, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
             try:
                 os.write(descriptor, lines)
                 os.fsync(descriptor)
@@ -230,17 +235,27 @@ class _Spool:
         except OSError as error:
             _LOG.error("ledger_spool_failed", reason=str(error), settlements=lines.decode())
 
-    def batches(self, size: int = 256) -> list[list[Settlement]]:
-        """What is in the file, in its order; a line that was cut off at its end is passed over."""
-        try:
-            lines = self._path.read_bytes().splitlines()
-        except FileNotFoundError:
-            return []
-        found: list[Settlement] = []
-        for line in lines:
-            with contextlib.suppress(msgspec.MsgspecError):
-                found.append(msgspec.json.decode(line, type=Settlement))
-        return [found[start : start + size] for start in range(0, len(found), size)]
+    def write_back(self, record: Callable[[list[Settlement]], object]) -> int:
+        """Gives what lies in the files to `record`, and removes them; how many. Raises what `record` raises."""
+        written = 0
+        for path in sorted(self._folder.glob(f"ledger-*{_SPOOL}*")):
+            taken = path.with_name(f"{path.name.partition(_SPOOL)[0]}{_SPOOL}.taken")
+            try:
+                path.replace(taken)  # what is appended from now on goes into a new file
+                settlements = _read(taken)
+            except FileNotFoundError:
+                continue  # another took it
+            for start in range(0, len(settlements), _AT_ONCE):
+                record(settlements[start : start + _AT_ONCE])
+            taken.unlink(missing_ok=True)
+            written += len(settlements)
+        return written
 
-    def clear(self) -> None:
-        self._path.unlink(missing_ok=True)
+
+def _read(path: Path) -> list[Settlement]:
+    """A line that was cut off at the file's end is passed over."""
+    found: list[Settlement] = []
+    for line in path.read_bytes().splitlines():
+        with contextlib.suppress(msgspec.MsgspecError):
+            found.append(msgspec.json.decode(line, type=Settlement))
+    return found

@@ -22,6 +22,7 @@ COMMANDS = {
     "models": "andthen.cli.models:models",
     "prices": "andthen.cli.prices:prices",
     "explain": "andthen.cli.explain:explain",
+    "usage": "andthen.cli.usage:usage",
 }
 
 FAILED = 1

@@ -17,6 +17,7 @@ from msgspec import Struct
 
 from andthen.books.prices import Prices
 from andthen.books.settings import BooksSettings
+from andthen.config.books import checked_books
 from andthen.config.file import FILE_NAME, FILE_VARIABLE, SettingsFile
 from andthen.config.local_models import HOUSE_MODEL, local_models
 from andthen.config.prices import prices
@@ -108,7 +109,7 @@ def load(
         engine=engine,
         upstream=remote,
         prices=prices(settings, remote, local),
-        books=typing.cast("BooksSettings", sections["books"]),
+        books=checked_books(typing.cast("BooksSettings", sections["books"]), settings),
         logs=typing.cast("LogSettings", sections["logs"]),
     )
 

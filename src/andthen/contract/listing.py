@@ -90,3 +90,9 @@ class ModelList(Struct, kw_only=True):
 
 class Health(Struct):
     status: Literal["ok"]
+
+
+class Readiness(Struct):
+    status: Literal["ok"]
+    limits: Literal["ok", "uncounted", "refusing"]
+    """Whether the limits of keys are counted; if not, whether keys that have some are admitted or refused."""

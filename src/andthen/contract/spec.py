@@ -31,6 +31,7 @@ _STRUCTS = (
     listing.ModelCard,
     listing.ModelList,
     listing.Health,
+    listing.Readiness,
 )
 _KEY: list[Json] = [{"apiKey": []}, {"bearer": []}]
 _KEY_OFF_LOOPBACK = [{}, *_KEY]
@@ -145,7 +146,7 @@ def _paths() -> Json:
         paths[root + "/detokenize"] = {"post": _detokenize(root)}
         paths[root + "/tokenizer_info"] = {"get": _tokenizer_info(root)}
     health = _json("Health", "The process lives.")
-    ready = _json("Health", "Completions are taken.")
+    ready = _json("Readiness", "Completions are taken.")
     metrics = {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
     page = {"description": "A page.", "content": {"text/html": {"schema": {"type": "string"}}}}
     document = {"description": "This document.", "content": {"application/json": {"schema": {"type": "object"}}}}

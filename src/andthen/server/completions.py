@@ -17,6 +17,7 @@ from andthen.contract.events import Event, Text
 from andthen.contract.request import CompletionRequest, parse
 from andthen.contract.response import COMMENT, DONE, Completion, Head, Stream
 from andthen.server.access import check_max_tokens, check_model
+from andthen.server.booking import Booking
 from andthen.server.http import JSON, Exchange, Headers
 from andthen.server.services import Services
 from andthen.server.settings import ServerSettings
@@ -30,7 +31,16 @@ _IGNORED_BYTES = 1024
 
 
 async def complete(services: Services, exchange: Exchange) -> None:
-    """Answers with a completion, whole or as a stream."""
+    """Answers with a completion, whole or as a stream. Its last byte goes out after it is settled in the books."""
+    booking = Booking(services, exchange)
+    try:
+        await _complete(services, exchange, booking)
+    except BaseException as error:
+        await booking.settle(error)
+        raise
+
+
+async def _complete(services: Services, exchange: Exchange, booking: Booking) -> None:
     body = await exchange.body()
     if exchange.header(b"idempotency-key") is not None:
         raise UnsupportedParameter(
@@ -38,18 +48,20 @@ async def complete(services: Services, exchange: Exchange) -> None:
             param="Idempotency-Key",
         )
     request = parse(body, services.limits)
+    booking.note(request)
     if ignored := _ignored(request.ignored):
         exchange.reply_headers.append((b"x-andthen-ignored", ignored))
     services.catalog.find(request.model)
     check_model(exchange.key, request.model)
     check_max_tokens(exchange.key, request.max_tokens)
     work = prepare(exchange.key_id or "", request, services.catalog)
+    await booking.hold(request, work)
     _tell(services, exchange, work)
     try:
         if request.stream:
-            await _stream(services, exchange, request, work)
+            await _stream(services, exchange, request, work, booking)
         else:
-            await _whole(services, exchange, request, work)
+            await _whole(services, exchange, request, work, booking)
     finally:
         if exchange.status is None:
             _tell(services, exchange, work)  # the last that was asked in vain
@@ -58,22 +70,27 @@ async def complete(services: Services, exchange: Exchange) -> None:
             exchange.usage = (usage.prompt_tokens, usage.cached_tokens or 0, usage.completion_tokens)
 
 
-async def _whole(services: Services, exchange: Exchange, request: CompletionRequest, work: Work) -> None:
+async def _whole(
+    services: Services, exchange: Exchange, request: CompletionRequest, work: Work, booking: Booking
+) -> None:
     completion = Completion(request)
-    clock = _Clock(services, exchange, work)
+    clock = _Clock(services, exchange, work, booking)
     async with aclosing(work.events()) as batches:
         async for events in batches:
             if clock.first_text_s is None:
                 clock.look(events)
             for event in events:
                 completion.feed(event)
-    body = completion.body(_settle(services, exchange, work))
+    body = completion.body(_head(services, exchange, work))
+    await booking.settle()
     await exchange.reply(200, [*JSON, (b"server-timing", clock.header(total=True))], body)
 
 
-async def _stream(services: Services, exchange: Exchange, request: CompletionRequest, work: Work) -> None:
+async def _stream(
+    services: Services, exchange: Exchange, request: CompletionRequest, work: Work, booking: Booking
+) -> None:
     stream: Stream | None = None
-    clock = _Clock(services, exchange, work)
+    clock = _Clock(services, exchange, work, booking)
     reply = _EventStream(exchange, services.settings, clock)
     try:
         async with aclosing(work.events()) as batches:
@@ -81,14 +98,15 @@ async def _stream(services: Services, exchange: Exchange, request: CompletionReq
                 if clock.first_text_s is None:
                     clock.look(events)
                 if stream is None:
-                    stream = Stream(request, _settle(services, exchange, work))
+                    stream = Stream(request, _head(services, exchange, work))
                 await reply.write(b"".join(map(stream.feed, events)))
+        await booking.settle()
         await reply.end(DONE if _wants_done(exchange, services.settings) else b"")
     finally:
         reply.close()
 
 
-def _settle(services: Services, exchange: Exchange, work: Work) -> Head:
+def _head(services: Services, exchange: Exchange, work: Work) -> Head:
     """Who answers is settled: what is the same in all of the reply."""
     _tell(services, exchange, work)
     return Head(exchange.id, int(time.time()), work.deployment.model, work.fingerprint)
@@ -104,9 +122,10 @@ def _tell(services: Services, exchange: Exchange, work: Work) -> None:
 class _Clock:
     """When its turn and when its first text came."""
 
-    __slots__ = ("_exchange", "_services", "_work", "first_text_s")
+    __slots__ = ("_booking", "_exchange", "_services", "_work", "first_text_s")
 
-    def __init__(self, services: Services, exchange: Exchange, work: Work) -> None:
+    def __init__(self, services: Services, exchange: Exchange, work: Work, booking: Booking) -> None:
+        self._booking = booking
         self._services = services
         self._exchange = exchange
         self._work = work
@@ -116,7 +135,7 @@ class _Clock:
     def look(self, events: list[Event]) -> None:
         """To be called until the first text has come."""
         if any(isinstance(event, Text) for event in events):
-            self.first_text_s = time.monotonic() - self._exchange.started_s
+            self.first_text_s = self._booking.first_text_s = time.monotonic() - self._exchange.started_s
             model = self._services.catalog.label(self._work.deployment)
             self._services.metrics.first_text_seconds.labels(model).observe(self.first_text_s)
 

@@ -9,7 +9,7 @@ import ipaddress
 import msgspec
 
 from andthen.contract.errors import EngineRestarted, InvalidApiKey, ShuttingDown
-from andthen.contract.listing import Health
+from andthen.contract.listing import Health, Readiness
 from andthen.metrics import CONTENT_TYPE, exposition
 from andthen.server.http import JSON, Exchange
 from andthen.server.services import Services
@@ -24,12 +24,13 @@ async def healthz(_services: Services, exchange: Exchange) -> None:
 
 
 async def readyz(services: Services, exchange: Exchange) -> None:
-    """A completion would find an engine."""
+    """A completion would find an engine. The state of the limits is told and does not count: whoever sends requests
+    elsewhere because of it would send them to no one, for all replicas share one Redis."""
     if services.stopping:
         raise ShuttingDown("The server is stopping: ask another.")
     if not services.engine.ready:
         raise EngineRestarted("The engine is not there: try again.")
-    await exchange.reply(200, JSON, _OK)
+    await exchange.reply(200, JSON, msgspec.json.encode(Readiness("ok", services.limiter.state)))
 
 
 async def metrics(services: Services, exchange: Exchange) -> None:

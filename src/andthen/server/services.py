@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from andthen.accounts import Accounts
+from andthen.books.limits import Limiter
 from andthen.books.prices import PriceBook
 from andthen.books.watch import KeyWatch
 from andthen.catalog import Catalog
@@ -21,6 +23,8 @@ class Services:
     engine: EngineClient
     catalog: Catalog
     prices: PriceBook
+    accounts: Accounts
+    limiter: Limiter
     metrics: ServerMetrics
     started_at: int
     """Unix time in seconds at which the server started, the same in all its workers."""

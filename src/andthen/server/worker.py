@@ -10,6 +10,7 @@ import contextlib
 import gc
 import math
 import resource
+import secrets
 import signal
 import socket
 import subprocess
@@ -24,10 +25,16 @@ from msgspec import Struct
 from prometheus_client import CollectorRegistry
 
 from andthen import child, logs, metrics
+from andthen.accounts import Accounts, CountTokens
+from andthen.books.hub import HubLimiter
+from andthen.books.limits import Limiter
+from andthen.books.memory import MemoryLimiter
 from andthen.books.price_table import price_book
 from andthen.books.prices import Prices
+from andthen.books.settings import BooksSettings
 from andthen.books.store import open_store
 from andthen.books.watch import KeyWatch
+from andthen.books.writer import LedgerWriter
 from andthen.catalog import Catalog
 from andthen.contract.limits import Limits
 from andthen.engine.client import EngineClient
@@ -58,12 +65,17 @@ class WorkerBoot(Struct, frozen=True):
     """The bound and listening TCP socket, shared by all workers; the worker closes it when it drains."""
     engine_path: str
     run_dir: str
+    hub_path: str
+    """Where the supervisor counts for several workers; empty where this process counts for itself."""
+    home: str
+    """The folder of the state."""
     database: str
     """PostgreSQL's URL, or the path of the SQLite file."""
     started_at: int
     """Unix time in seconds at which the server started."""
     server: ServerSettings
     limits: Limits
+    books: BooksSettings
     upstream: Upstream
     prices: Prices
     logs: logs.LogSettings
@@ -81,16 +93,26 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
         on_serving: called once, when a completion would be taken.
     """
     store = await asyncio.to_thread(open_store, boot.database)
+    measured = metrics.ServerMetrics(CollectorRegistry())
     try:
-        async with KeyWatch(store) as keys, EngineClient(boot.engine_path) as engine, Transport() as transport:
+        async with (
+            KeyWatch(store) as keys,
+            _limiter(boot, measured) as limiter,
+            EngineClient(boot.engine_path) as engine,
+            Transport() as transport,
+            LedgerWriter(store, _holder(boot.place), Path(boot.home)) as pen,
+        ):
+            prices = price_book(boot.prices)
             services = Services(
                 settings=boot.server,
                 limits=boot.limits,
                 keys=keys,
                 engine=engine,
                 catalog=Catalog(Local(engine, boot.limits).deployments, boot.upstream, transport, boot.limits),
-                prices=price_book(boot.prices),
-                metrics=metrics.ServerMetrics(CollectorRegistry()),
+                prices=prices,
+                accounts=Accounts(pen, prices, _counting(engine)),
+                limiter=limiter,
+                metrics=measured,
                 started_at=boot.started_at,
             )
             await _first_engine(engine, stop)
@@ -98,6 +120,30 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
                 await _serve_http(boot, App(services), stop, on_serving)
     finally:
         store.close()
+
+
+def _limiter(boot: WorkerBoot, measured: metrics.ServerMetrics) -> contextlib.AbstractAsyncContextManager[Limiter]:
+    """Where limits are counted: in Redis, else by the supervisor for all workers, else here."""
+    if boot.books.redis:
+        from andthen.books.shared import SharedLimiter  # its client is an extra of the package
+
+        answer = "refused" if boot.books.redis_gone == "closed" else "admitted"
+        return SharedLimiter(
+            boot.books.redis, gone=boot.books.redis_gone, on_gone=measured.uncounted.labels(answer).inc
+        )
+    return HubLimiter(boot.hub_path) if boot.hub_path else contextlib.nullcontext(MemoryLimiter())
+
+
+def _holder(place: str) -> str:
+    """This process's name among all that write into the ledger, on this machine and others."""
+    return f"{socket.gethostname()[:32]}-{place}-{secrets.token_hex(6)}"
+
+
+def _counting(engine: EngineClient) -> CountTokens:
+    async def count(model: str, text: str) -> int:
+        return len(await engine.tokenize(model, text))
+
+    return count
 
 
 async def _first_engine(engine: EngineClient, stop: asyncio.Event) -> None:

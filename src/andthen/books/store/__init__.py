@@ -27,6 +27,7 @@ from andthen.books.store.ledger import Ledger
 from andthen.books.store.postgres import MIGRATION_LOCK, is_url, postgres_engine
 from andthen.books.store.schema import HEAD, METADATA
 from andthen.books.store.sqlite import back_up, sqlite_engine
+from andthen.books.store.usage import UsageBook
 
 __all__ = [
     "CLI", "FIRST_KEY_NAME", "HEAD", "METADATA", "BadAddress", "BooksError", "Change", "IssuedKey", "KeyChange",
@@ -83,7 +84,7 @@ class Store(Protocol):
         """Gives the connections back."""
 
 
-class SqlStore(Keys, Ledger):
+class SqlStore(Keys, Ledger, UsageBook):
     """The Store in a SQL database."""
 
 

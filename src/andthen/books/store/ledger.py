@@ -120,8 +120,8 @@ def _settle(connection: sa.Connection, settlement: Settlement) -> None:
     is_open = sa.and_(REQUESTS.c.id == intent.id, REQUESTS.c.settled_at_ms.is_(None))
     released = Spent(reserved_micros=-intent.reserved_micros, reserved_tokens=-intent.reserved_tokens)
     if connection.execute(REQUESTS.update().where(is_open).values(values)).rowcount == 0:
-        row = _insert(connection, REQUESTS).values(_opened(intent) | values)
-        if connection.execute(row.on_conflict_do_nothing()).rowcount == 0:
+        row = _insert(connection, REQUESTS).values(_opened(intent) | values).on_conflict_do_nothing()
+        if connection.execute(row.returning(REQUESTS.c.id)).first() is None:
             return  # it was settled before
         released = Spent()
     _change(connection, intent, released._replace(micros=settlement.cost_micros, tokens=tokens.total))

@@ -1,0 +1,239 @@
+"""What a request may cost and what it did cost: one hold before its attempts, one settlement after. Knows no HTTP.
+
+The hold reserves the worst that the request can come to in every budget of its key, and writes the intent down in the
+same transaction. The settlement puts what it did cost in the reservation's place, whatever ended the request.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from andthen.books.keys import Key
+from andthen.books.ledger import Bounded, Call, EndedBy, Intent, Settlement, Tokens, worst_prompt_tokens
+from andthen.books.policy import Budget
+from andthen.books.prices import PriceBook
+from andthen.books.store import BooksError
+from andthen.books.writer import LedgerWriter
+from andthen.complete import Work
+from andthen.contract.errors import BudgetExceeded, LedgerUnavailable, ModelNotAllowed
+from andthen.contract.events import Exchange, Usage, total
+from andthen.contract.request import CompletionRequest, Prompt
+from andthen.plan.plan import Plan
+from andthen.plan.spread import Part, parts
+from andthen.sources import Deployment
+
+Exchanged = tuple[str, Exchange]
+"""The whole name of a deployment, and an exchange with it."""
+CountTokens = Callable[[str, str], Awaitable[int]]
+"""(whole name of a local model, text) → tokens, a document's start included."""
+_MARKERS = 8
+"""More than any model's marks of a gap to fill."""
+
+
+class Outcome(Struct, frozen=True, kw_only=True):
+    """How a request ended."""
+
+    status: int
+    ended_by: EndedBy
+    code: str = ""
+    model: str = ""
+    """The deployment that answered, or was asked last."""
+    plan: str = ""
+    retries: int = 0
+    queue_ms: int | None = None
+    first_ms: int | None = None
+    total_ms: int = 0
+    exchanges: tuple[Exchanged, ...] = ()
+
+
+class Accounts:
+    """Every request's.
+
+    Args:
+        count_tokens: the embedded engine's tokenizer.
+    """
+
+    def __init__(self, pen: LedgerWriter, prices: PriceBook, count_tokens: CountTokens) -> None:
+        self._pen = pen
+        self._prices = prices
+        self._count_tokens = count_tokens
+
+    def open(self, key: Key, request_id: str, account: str) -> Account:
+        """A request that passed the key."""
+        return Account(self, Intent(
+            id=request_id, key_id=key.id, holder=self._pen.holder, model="", started_at_ms=_now_ms(),
+            account=account, budgets=key.policy.budgets,
+        ))  # fmt: skip
+
+    def affordable(
+        self, candidates: Sequence[tuple[Deployment, Plan]], budgets: Sequence[Budget], at_ms: int
+    ) -> list[tuple[Deployment, Plan]]:
+        """Those that a key with these budgets may use.
+
+        Raises:
+            ModelNotAllowed: none has a price, and a budget is in money.
+        """
+        if all(budget.micros is None for budget in budgets):
+            return list(candidates)
+        found = [one for one in candidates if self._prices.price(one[0].model, at_ms) is not None]
+        if not found:
+            raise ModelNotAllowed(
+                "This key has a budget in money, and nobody has told what this model costs: set its price in "
+                "[prices], or use another model.",
+                param="model",
+            )
+        return found
+
+    async def worst(
+        self, request: CompletionRequest, candidates: Sequence[tuple[Deployment, Plan]], at_ms: int
+    ) -> tuple[int, int]:
+        """The most that an answer by the dearest of the candidates can cost: millionths of a dollar, and tokens."""
+        micros = tokens = 0
+        for deployment, plan in candidates:
+            is_local = deployment.abilities.vocab_size is not None
+            price = self._prices.price(deployment.model, at_ms)
+            own_micros = own_tokens = 0
+            for part in parts(request, plan):
+                prompt = sum([
+                    await self._prompt_tokens(deployment.model if is_local else None, one, request.suffix)
+                    for one in part.request.prompts
+                ])  # fmt: skip
+                completion = _completions(part) * part.request.max_tokens
+                own_tokens += prompt + completion
+                own_micros += 0 if price is None else price.worst_micros(prompt, completion)
+            micros, tokens = max(micros, own_micros), max(tokens, own_tokens)
+        return micros, tokens
+
+    async def _prompt_tokens(self, model: str | None, prompt: Prompt, suffix: str | None) -> int:
+        counted: int | None = None
+        if isinstance(prompt, tuple):
+            counted = len(prompt) if model is not None else None
+        elif model is not None:
+            counted = await self._count_tokens(model, prompt)
+        more = 0
+        if suffix is not None:
+            own = await self._count_tokens(model, suffix) if model is not None else None
+            more = worst_prompt_tokens(suffix, own) + _MARKERS
+        return worst_prompt_tokens(prompt, counted) + more
+
+    async def write_intent(self, intent: Intent) -> None:
+        """Raises: BudgetExceeded, LedgerUnavailable."""
+        try:
+            bounded = await self._pen.intend(intent)
+        except BooksError as error:
+            raise LedgerUnavailable("The ledger can't be written at the moment: send the request again.") from error
+        if bounded is not None:
+            raise BudgetExceeded(_bounded_message(bounded), for_good=bounded.for_good)
+
+    async def write_settlement(self, settlement: Settlement) -> None:
+        await self._pen.settle(settlement)
+
+    def costed(self, exchange: Exchanged, at_ms: int) -> tuple[Call, str]:
+        """An exchange as the ledger has it, and the price that was used."""
+        model, told = exchange
+        usage = told.usage
+        tokens = Tokens(
+            prompt=usage.prompt_tokens,
+            cached=usage.cached_tokens or 0,
+            completion=usage.completion_tokens,
+            reasoning=usage.reasoning_tokens or 0,
+            source=usage.source,
+        )
+        price = self._prices.price(model, at_ms)
+        cost = 0
+        if price is not None and tokens.total:
+            cost = price.cost_micros(tokens.prompt, tokens.completion, cached=tokens.cached, reasoning=tokens.reasoning)
+        call = Call(
+            model=model[:256], status=told.status, tokens=tokens, cost_micros=cost, took_ms=round(1000 * told.took_s),
+        )  # fmt: skip
+        return call, "" if price is None else f"{price.prompt} + {price.completion} USD per million tokens"
+
+
+class Account:
+    """One request's."""
+
+    def __init__(self, accounts: Accounts, intent: Intent) -> None:
+        self._accounts = accounts
+        self._intent = intent
+        self._settled = False
+
+    def note(self, request: CompletionRequest) -> None:
+        """What was asked, once that is known."""
+        self._intent = replace(
+            self._intent, model=request.model[:256], stream=request.stream, user=(request.user or "")[:256]
+        )
+
+    async def hold(self, request: CompletionRequest, work: Work) -> None:
+        """Reserves the worst that the work can come to, and writes the intent down. Where the key has a budget, only
+        those may answer whose price is known.
+
+        Raises:
+            BudgetExceeded, LedgerUnavailable, ModelNotAllowed
+        """
+        if self._intent.budgets:
+            at_ms = self._intent.started_at_ms
+            affordable = self._accounts.affordable(work.candidates, self._intent.budgets, at_ms)
+            work.bound(affordable)
+            micros, tokens = await self._accounts.worst(request, affordable, at_ms)
+            self._intent = replace(self._intent, reserved_micros=micros, reserved_tokens=tokens)
+        await self._accounts.write_intent(self._intent)
+
+    async def settle(self, outcome: Outcome) -> None:
+        """Writes down how it ended; only the first counts. A cancellation of who waits here loses nothing."""
+        if self._settled:
+            return
+        self._settled = True
+        costed = [self._accounts.costed(exchange, self._intent.started_at_ms) for exchange in outcome.exchanges]
+        calls = tuple(call for call, _ in costed)
+        await self._accounts.write_settlement(Settlement(
+            intent=self._intent,
+            status=outcome.status,
+            ended_by=outcome.ended_by,
+            settled_at_ms=_now_ms(),
+            code=outcome.code,
+            model=outcome.model[:256],
+            tokens=_sum([call.tokens for call in calls]),
+            cost_micros=sum(call.cost_micros for call in calls),
+            price=next((price for _, price in reversed(costed) if price), ""),
+            plan=outcome.plan,
+            retries=outcome.retries,
+            queue_ms=outcome.queue_ms,
+            first_ms=outcome.first_ms,
+            total_ms=outcome.total_ms,
+            calls=calls,
+        ))  # fmt: skip
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _completions(part: Part) -> int:
+    """Candidates that a call makes."""
+    return max(part.request.n, part.request.best_of) * len(part.request.prompts)
+
+
+def _sum(tokens: Sequence[Tokens]) -> Tokens:
+    return Tokens(
+        prompt=sum(one.prompt for one in tokens),
+        cached=sum(one.cached for one in tokens),
+        completion=sum(one.completion for one in tokens),
+        reasoning=sum(one.reasoning for one in tokens),
+        source=total([Usage(0, 0, source=one.source) for one in tokens]).source,
+    )
+
+
+def _bounded_message(bounded: Bounded) -> str:
+    def told(amount: int) -> str:
+        return f"{amount / 1_000_000:.6f} USD" if bounded.kind == "money" else f"{amount} tokens"
+
+    remedy = "Ask for less, or wait for the next period." if bounded.for_good else "Send it again in a moment."
+    return (
+        f"The key's budget ({bounded.budget.window}, {bounded.kind}) has no room: {told(bounded.spent)} are spent, "
+        f"{told(bounded.reserved)} held by requests under way, and this one may come to {told(bounded.needed)}. "
+        f"{remedy}"
+    )

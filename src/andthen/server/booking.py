@@ -1,0 +1,81 @@
+"""What one request leaves in the books: admitted, held before its work, settled after it whatever ended it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from andthen.accounts import Account, Outcome
+from andthen.books.ledger import EndedBy
+from andthen.complete import Work
+from andthen.contract.errors import AndthenError, InternalError, ShuttingDown
+from andthen.contract.request import CompletionRequest
+from andthen.server.http import ClientGone, Exchange
+from andthen.server.services import Services
+
+CALLER_LEFT = 499
+"""In the books, in logs and in metrics only."""
+
+
+class Booking:
+    """One request's. `settle` once it is over: before its last byte where the reply is whole, else with the error."""
+
+    def __init__(self, services: Services, exchange: Exchange) -> None:
+        self._services = services
+        self._exchange = exchange
+        self._account: Account | None = None
+        self._work: Work | None = None
+        self.first_text_s: float | None = None
+        """Seconds from the request's headers to its first text."""
+        if exchange.key is not None:
+            self._account = services.accounts.open(exchange.key, exchange.id, exchange.account or "")
+
+    def note(self, request: CompletionRequest) -> None:
+        """What was asked."""
+        if self._account is not None:
+            self._account.note(request)
+
+    async def hold(self, request: CompletionRequest, work: Work) -> None:
+        """Raises: BudgetExceeded, LedgerUnavailable, ModelNotAllowed."""
+        self._work = work
+        if self._account is not None:
+            await self._account.hold(request, work)
+
+    async def settle(self, error: BaseException | None = None) -> None:
+        """Writes down how it ended. Only the first call counts; one that is cancelled counts too."""
+        if self._account is None:
+            return
+        work, started_s = self._work, self._exchange.started_s
+        status, ended_by, code = _ending(error, stopping=self._services.stopping)
+        began_s = None if work is None else work.began_s
+        await self._account.settle(
+            Outcome(
+                status=status,
+                ended_by=ended_by,
+                code=code,
+                model="" if work is None else work.deployment.model,
+                plan="" if work is None else work.plan.header(),
+                retries=0 if work is None else work.retries,
+                queue_ms=None if began_s is None else _ms(began_s - started_s),
+                first_ms=None if self.first_text_s is None else _ms(self.first_text_s),
+                total_ms=_ms(time.monotonic() - started_s),
+                exchanges=() if work is None else tuple(work.exchanges),
+            )
+        )
+
+
+def _ending(error: BaseException | None, *, stopping: bool) -> tuple[int, EndedBy, str]:
+    """Status, who ended it, and the error's code."""
+    if error is None:
+        return 200, "reply", ""
+    if isinstance(error, AndthenError):
+        return error.status, "error", error.code
+    if isinstance(error, ClientGone) or (isinstance(error, asyncio.CancelledError) and not stopping):
+        return CALLER_LEFT, "caller", ""
+    if isinstance(error, asyncio.CancelledError):
+        return ShuttingDown.status, "error", ShuttingDown.code
+    return InternalError.status, "error", InternalError.code
+
+
+def _ms(seconds: float) -> int:
+    return round(1000 * seconds)

@@ -1,0 +1,147 @@
+"""What a request leaves in the books of a real server, whatever ended it."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sqlite3
+import time
+import urllib.error
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from andthen.books.policy import Budget, Policy
+from andthen.books.store import open_sqlite
+from tests.serving import Server, serving
+
+WAIT_S = 10
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("ledger")) as running:
+        yield running
+
+
+def key(server: Server, name: str, **policy: Any) -> Server:
+    """The server, asked with a key of its own."""
+    with closing(open_sqlite(server.home / "andthen.db")) as store:
+        return replace_key(server, store.create_key(name, policy=Policy(**policy)).secret)
+
+
+def replace_key(server: Server, secret: str) -> Server:
+    return Server(server.url, secret, server.model, server.home, server.process)
+
+
+def rows(server: Server, name: str) -> list[dict[str, Any]]:
+    """The ledger's rows of a key, oldest first, once none is open."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        with closing(sqlite3.connect(f"file:{server.home / 'andthen.db'}?mode=ro", uri=True)) as raw:
+            raw.row_factory = sqlite3.Row
+            query = "SELECT r.* FROM requests r JOIN keys k ON k.id = r.key_id WHERE k.name = ? ORDER BY started_at_ms"
+            found = [dict(row) for row in raw.execute(query, (name,))]
+        if found and all(row["settled_at_ms"] for row in found):
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.02)
+
+
+def test_a_reply_has_its_row_by_the_time_it_is_there(server: Server) -> None:
+    asked = key(server, "plain")
+    reply = asked.complete(prompt="Once upon a time", n=2, max_tokens=8, user="reader-1", seed=1)
+    (row,) = rows(server, "plain")
+    assert row["id"] == reply["id"]
+    assert (row["status"], row["ended_by"], row["model_asked"], row["model_answered"]) == (
+        200, "reply", server.model, server.model,
+    )  # fmt: skip
+    usage = reply["usage"]
+    assert (row["prompt_tokens"], row["completion_tokens"]) == (usage["prompt_tokens"], usage["completion_tokens"])
+    assert (row["user"], row["source"], row["cost_micros"]) == ("reader-1", "vendor", 0)
+    assert row["first_ms"] <= row["total_ms"]
+    assert "n=native" in row["plan"]
+
+
+def test_nothing_of_prompt_or_completion_is_kept(server: Server) -> None:
+    key(server, "private").complete(prompt="A very particular beginning", max_tokens=4)
+    (row,) = rows(server, "private")
+    assert "particular" not in json.dumps(row)
+
+
+def test_refused_requests_that_passed_the_key_have_rows_too(server: Server) -> None:
+    asked = key(server, "refused", models=("local/*",))
+    for fields in ({"temperature": 9}, {"model": "local/none"}, {"model": "openai/x"}):
+        with pytest.raises(urllib.error.HTTPError):
+            asked.complete(**fields)
+    found = rows(server, "refused")
+    assert [(row["status"], row["ended_by"]) for row in found] == [(400, "error"), (404, "error"), (404, "error")]
+    assert {row["code"] for row in found} == {"invalid_value", "model_not_found"}
+
+
+def test_a_caller_who_leaves_pays_for_what_was_made_and_no_more(server: Server) -> None:
+    asked = key(server, "leaver", budgets=(Budget(window="total", tokens=10_000),))
+    body = json.dumps(
+        {"model": server.model, "prompt": "Once", "stream": True, "max_tokens": 900, "ignore_eos": True}
+    ).encode()
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    with socket.create_connection((host, int(port)), WAIT_S) as link:
+        head = (
+            f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nx-api-key: {asked.key}\r\ncontent-length: {len(body)}\r\n\r\n"
+        )
+        link.sendall(head.encode() + body)
+        seen = b""
+        while seen.count(b"data: ") < 3:
+            seen += link.recv(4096)
+    (row,) = rows(server, "leaver")
+    assert (row["status"], row["ended_by"]) == (499, "caller")
+    assert 3 <= row["completion_tokens"] < 900
+    with closing(open_sqlite(server.home / "andthen.db")) as store:
+        (spent,) = store.spent(row["key_id"], [Budget(window="total", tokens=10_000)])
+    assert (spent.tokens, spent.reserved_tokens) == (row["prompt_tokens"] + row["completion_tokens"], 0)
+
+
+def test_a_budget_is_kept_to_the_last_token_under_a_race(server: Server) -> None:
+    cost = key(server, "measure").complete(prompt=[300, 301], max_tokens=8, ignore_eos=True)["usage"]["total_tokens"]
+    asked = key(server, "racer", budgets=(Budget(window="total", tokens=20 * cost),))
+
+    refusals: list[tuple[int, str, str]] = []
+
+    def spend(_: int) -> int:
+        done = 0
+        while True:
+            try:
+                asked.complete(prompt=[300, 301], max_tokens=8, ignore_eos=True)
+                done += 1
+            except urllib.error.HTTPError as error:
+                told = json.load(error)["error"]
+                refusals.append((error.code, told["type"], told["code"]))
+                if error.headers["x-should-retry"] == "false":
+                    return done
+                time.sleep(0.02)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(spend, range(8))) == 20
+    assert set(refusals) == {(429, "budget_error", "budget_exceeded")}
+    found = rows(server, "racer")
+    assert sum(row["prompt_tokens"] + row["completion_tokens"] for row in found) == 20 * cost
+    assert all(row["status"] in (200, 429) for row in found)
+
+
+def test_a_model_without_a_price_is_refused_to_a_key_with_a_budget_in_money(tmp_path: Path) -> None:
+    settings = """
+[models."team/draft"]
+address = "http://127.0.0.1:9/v1"
+language = "openai_completions"
+"""
+    with serving(tmp_path, settings=settings) as server:
+        asked = key(server, "money", budgets=(Budget(window="day", micros=5_000_000),))
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            asked.complete(model="team/draft")
+        assert caught.value.code == 403
+        assert b"budget in money" in caught.value.read()
+        assert asked.complete(max_tokens=2)["usage"]["completion_tokens"] == 2
