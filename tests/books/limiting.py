@@ -91,9 +91,9 @@ class PlainModel:
 
 
 @contextmanager
-def redis_of_its_own(folder: Path, port: int | None = None) -> Iterator[OwnRedis]:
+def redis_of_its_own(folder: Path, port: int | None = None, *options: str) -> Iterator[OwnRedis]:
     server = OwnRedis(folder, port or free_port())
-    server.start()
+    server.start(*options)
     try:
         yield server
     finally:
