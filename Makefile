@@ -2,7 +2,8 @@
 # spaces in its name is fine; a stamp file marks what is installed, so nothing is done twice.
 
 PYTHON ?= python3
-CLIENTS := scale-gp scale-gp-beta openai langchain-openai lm-eval litellm node
+CLIENTS := scale-gp scale-gp-beta openai langchain-openai lm-eval node
+PEERS := litellm
 SDKS := anthropic cohere fireworks-ai google-genai groq mistralai ollama together
 
 PY := .venv/bin/python
@@ -40,7 +41,7 @@ format: $(DEV)  ## put the code into its form
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 
-soak: $(DEV)  ## the tests that take longer than a test may
+soak: $(DEV) $(PEERS:%=.venvs/%/.installed)  ## the tests that take longer than a test may
 	$(PY) -m pytest -m soak $(ARGS)
 
 bench: $(DEV)  ## measure the engine beside its peers, and write docs/bench.md

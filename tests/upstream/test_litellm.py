@@ -21,6 +21,8 @@ from tests.serving import Server, free_port, serving
 from tests.upstream.llama_server import LlamaServer
 from tests.upstream.test_llama_server import LOCAL, refused, streamed, text
 
+pytestmark = pytest.mark.soak  # half a gigabyte of packages, and half a minute to start
+
 COMMAND = Path(__file__).parent.parent.parent / ".venvs" / "litellm" / "bin" / "litellm"
 KEY = "sk-of-the-tests"
 START_S = 120
@@ -36,7 +38,7 @@ PROMPTS = ("Once upon a time", "The king said", "東京 – Ω≈ç√ 🦊")
 
 @pytest.fixture(scope="module")
 def proxy(llama: LlamaServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    assert COMMAND.exists(), f"{COMMAND} is missing: `make clients` makes it"
+    assert COMMAND.exists(), f"{COMMAND} is missing: `make soak` makes it"
     home = tmp_path_factory.mktemp("litellm")
     model = {"model": "openai/tale", "api_base": f"{llama.url}/v1", "api_key": "none"}
     settings = {
