@@ -145,3 +145,46 @@ language = "openai_completions"
         assert caught.value.code == 403
         assert b"budget in money" in caught.value.read()
         assert asked.complete(max_tokens=2)["usage"]["completion_tokens"] == 2
+
+
+def test_requests_a_minute_are_counted_and_told(server: Server) -> None:
+    asked = key(server, "limited", requests_per_minute=3)
+    for _ in range(3):
+        asked.complete(max_tokens=1)
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        asked.complete(max_tokens=1)
+    error = caught.value
+    assert (error.code, json.load(error)["error"]["code"]) == (429, "rate_limit_exceeded")
+    assert 50 <= int(error.headers["retry-after"]) <= 61
+    assert error.headers["x-ratelimit-limit-requests"] == "3"
+    assert error.headers["x-ratelimit-remaining-requests"] == "0"
+    assert [row["status"] for row in rows(server, "limited")] == [200, 200, 200, 429]
+
+
+def test_tokens_that_were_not_needed_make_room_again(server: Server) -> None:
+    asked = key(server, "tokens", tokens_per_minute=800)
+    for _ in range(4):
+        assert asked.complete(prompt="Hi", max_tokens=500, stop=["e"])["choices"][0]["finish_reason"] == "stop"
+
+
+def test_a_place_among_the_concurrent_is_free_again_when_the_caller_has_left(server: Server) -> None:
+    asked = key(server, "one-at-a-time", concurrent_requests=1)
+    body = json.dumps({"model": server.model, "prompt": "O", "stream": True, "max_tokens": 900, "ignore_eos": True})
+    host, _, port = server.url.removeprefix("http://").partition(":")
+    head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nx-api-key: {asked.key}\r\ncontent-length: {len(body)}\r\n\r\n"
+    with socket.create_connection((host, int(port)), WAIT_S) as link:
+        link.sendall((head + body).encode())
+        link.recv(100)
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            asked.complete(max_tokens=1)
+        assert caught.value.code == 429
+        caught.value.close()
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            asked.complete(max_tokens=1)
+            break
+        except urllib.error.HTTPError as error:
+            error.close()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

@@ -6,7 +6,8 @@ import asyncio
 import time
 
 from andthen.accounts import Account, Outcome
-from andthen.books.ledger import EndedBy
+from andthen.books.ledger import EndedBy, worst_prompt_tokens
+from andthen.books.limits import Bounds, Grant
 from andthen.complete import Work
 from andthen.contract.errors import AndthenError, InternalError, ShuttingDown
 from andthen.contract.request import CompletionRequest
@@ -24,6 +25,7 @@ class Booking:
         self._services = services
         self._exchange = exchange
         self._account: Account | None = None
+        self._grant: Grant | None = None
         self._work: Work | None = None
         self.first_text_s: float | None = None
         """Seconds from the request's headers to its first text."""
@@ -35,6 +37,30 @@ class Booking:
         if self._account is not None:
             self._account.note(request)
 
+    async def admit(self, request: CompletionRequest) -> None:
+        """Counts the request, at the worst that it may need.
+
+        Raises:
+            RateLimited, LimitsUnavailable
+            BadRequest: it needs more tokens than the key may ever use in a minute.
+        """
+        key = self._exchange.key
+        if key is None or (bounds := Bounds.of(key.policy)).unbounded:
+            return
+        self._grant = await self._services.limiter.take(key.id, bounds, self._worst_tokens(request))
+        headers = self._grant.headers()
+        self._exchange.reply_headers += [(name.encode(), value.encode()) for name, value in headers]
+
+    def _worst_tokens(self, request: CompletionRequest) -> int:
+        """The most that a request can come to. Upstream a prompt may be sent once for each candidate; the embedded
+        engine reads it once."""
+        is_local = self._services.catalog.find(request.model).abilities.vocab_size is not None
+        prompts = sum(worst_prompt_tokens(prompt) for prompt in request.prompts)
+        if request.suffix is not None:
+            prompts += len(request.prompts) * worst_prompt_tokens(request.suffix)
+        generated = len(request.prompts) * request.best_of * request.max_tokens
+        return prompts * (1 if is_local else request.best_of) + generated
+
     async def hold(self, request: CompletionRequest, work: Work) -> None:
         """Raises: BudgetExceeded, LedgerUnavailable, ModelNotAllowed."""
         self._work = work
@@ -43,12 +69,25 @@ class Booking:
 
     async def settle(self, error: BaseException | None = None) -> None:
         """Writes down how it ended. Only the first call counts; one that is cancelled counts too."""
-        if self._account is None:
-            return
+        try:
+            await self._give_back()
+        finally:
+            if self._account is not None:
+                await self._write(self._account, error)
+
+    async def _give_back(self) -> None:
+        """Makes room in the limits again for what was not needed."""
+        grant, self._grant = self._grant, None
+        if grant is not None:
+            usage = None if self._work is None else self._work.usage
+            used = 0 if usage is None else usage.prompt_tokens + usage.completion_tokens
+            await self._services.limiter.settle(grant, used)
+
+    async def _write(self, account: Account, error: BaseException | None) -> None:
         work, started_s = self._work, self._exchange.started_s
         status, ended_by, code = _ending(error, stopping=self._services.stopping)
         began_s = None if work is None else work.began_s
-        await self._account.settle(
+        await account.settle(
             Outcome(
                 status=status,
                 ended_by=ended_by,

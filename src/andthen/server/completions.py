@@ -54,6 +54,7 @@ async def _complete(services: Services, exchange: Exchange, booking: Booking) ->
     services.catalog.find(request.model)
     check_model(exchange.key, request.model)
     check_max_tokens(exchange.key, request.max_tokens)
+    await booking.admit(request)
     work = prepare(exchange.key_id or "", request, services.catalog)
     await booking.hold(request, work)
     _tell(services, exchange, work)
