@@ -13,9 +13,10 @@ from andthen.contract.fields import Field, completion_fields
 from andthen.contract.request import CompletionRequest, Limits, parse
 from andthen.contract.response import Completion, Head, Stream, error_body
 from andthen.contract.spec import openapi
+from andthen.server.document import document
 
 LIMITS = Limits()
-DOCUMENT = openapi(LIMITS, version="0.1.0")
+DOCUMENT = document(LIMITS, version="0.1.0")
 SCHEMAS = DOCUMENT["components"]["schemas"]
 
 

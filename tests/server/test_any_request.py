@@ -14,10 +14,10 @@ from schemathesis.specs.openapi import checks
 from andthen.contract.errors import tree
 from andthen.contract.fields import completion_fields
 from andthen.contract.limits import Limits
-from andthen.contract.spec import openapi
+from andthen.server.document import document
 from tests.serving import Server
 
-DOCUMENT = schemathesis.openapi.from_dict(openapi(Limits(), version="0"))
+DOCUMENT = schemathesis.openapi.from_dict(document(Limits(), version="0"))
 CODES = {(kind.status, kind.type, kind.code) for kind in tree()}
 ONCE = settings(max_examples=25, suppress_health_check=[*HealthCheck], derandomize=True, deadline=None)
 GENTLE_TOKENS = 32

@@ -35,9 +35,9 @@ _STRUCTS = (
 )
 _KEY: list[Json] = [{"apiKey": []}, {"bearer": []}]
 _KEY_OFF_LOOPBACK = [{}, *_KEY]
-_WITH_KEY = (errors.InvalidApiKey, errors.PermissionDenied)
+WITH_KEY = (errors.InvalidApiKey, errors.PermissionDenied)
 _ANYWHERE = (errors.HeadersTooLarge, errors.InternalError, errors.ShuttingDown)
-_WITH_BODY = (
+WITH_BODY = (
     errors.BadRequest,
     errors.InvalidJson,
     errors.RequestTimeout,
@@ -80,14 +80,18 @@ _EVENT: Json = {
 }
 
 
-def openapi(limits: Limits, *, version: str) -> Json:
+def openapi(
+    limits: Limits, *, version: str, structs: Sequence[type[msgspec.Struct]] = (), paths: Json | None = None
+) -> Json:
     """The document, an OpenAPI 3.1 object.
 
     Args:
         limits: the bounds that hold on this server.
         version: of the package.
+        structs: what else is sent or taken.
+        paths: the server's own routes, beside the contract's.
     """
-    _, components = msgspec.json.schema_components(_STRUCTS, ref_template="#/components/schemas/{name}")
+    _, components = msgspec.json.schema_components((*_STRUCTS, *structs), ref_template="#/components/schemas/{name}")
     for schema in components.values():
         if "description" in schema:
             schema["description"] = " ".join(schema["description"].split())
@@ -104,7 +108,7 @@ def openapi(limits: Limits, *, version: str) -> Json:
             "description": "A text goes in; what comes next goes out.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
-        "paths": _paths(),
+        "paths": _paths() | (paths or {}),
         "components": {
             "schemas": components,
             "securitySchemes": {
@@ -145,29 +149,31 @@ def _paths() -> Json:
         paths[root + "/tokenize"] = {"post": _tokenize(root)}
         paths[root + "/detokenize"] = {"post": _detokenize(root)}
         paths[root + "/tokenizer_info"] = {"get": _tokenizer_info(root)}
-    health = _json("Health", "The process lives.")
-    ready = _json("Readiness", "Completions are taken.")
+    health = json_reply("Health", "The process lives.")
+    ready = json_reply("Readiness", "Completions are taken.")
     metrics = {"description": "Prometheus' text format.", "content": {"text/plain": {"schema": {"type": "string"}}}}
     page = {"description": "A page.", "content": {"text/html": {"schema": {"type": "string"}}}}
     document = {"description": "This document.", "content": {"application/json": {"schema": {"type": "object"}}}}
-    paths["/healthz"] = {"get": _operation("live", "Is the process alive?", health, (), security=[])}
+    paths["/healthz"] = {"get": operation("live", "Is the process alive?", health, (), security=[])}
     paths["/readyz"] = {
-        "get": _operation("ready", "Would a completion be taken?", ready, (errors.EngineRestarted,), security=[])
+        "get": operation("ready", "Would a completion be taken?", ready, (errors.EngineRestarted,), security=[])
     }
     paths["/metrics"] = {
-        "get": _operation(
-            "metrics", "Counters of all workers and the engine", metrics, _WITH_KEY,
+        "get": operation(
+            "metrics", "Counters of all workers and the engine", metrics, WITH_KEY,
             security=_KEY_OFF_LOOPBACK,
         )
     }  # fmt: skip
-    paths["/openapi.json"] = {"get": _operation("openapi", "This document", document, (), security=[])}
-    paths["/docs"] = {"get": _operation("docs", "This document, to read", page, (), security=[])}
-    paths["/"] = {"get": _operation("page", "A page to try completions on", page, (), security=[])}
+    paths["/openapi.json"] = {"get": operation("openapi", "This document", document, (), security=[])}
+    paths["/docs"] = {"get": operation("docs", "This document, to read", page, (), security=[])}
+    paths["/"] = {"get": operation("page", "A page to try completions on", page, (), security=[])}
     return paths
 
 
 def _complete(path: str) -> Json:
-    done = _json("CompletionReply", "The choices; with `stream: true` server-sent events, each a `CompletionChunk`.")
+    done = json_reply(
+        "CompletionReply", "The choices; with `stream: true` server-sent events, each a `CompletionChunk`."
+    )
     done["content"]["text/event-stream"] = {"schema": _EVENT}
     done["headers"] = {
         "x-request-id": _header("The reply's `id`."),
@@ -175,68 +181,68 @@ def _complete(path: str) -> Json:
         "x-andthen-ignored": _header("Names of unknown fields, percent-encoded."),
     }
     refusals = (
-        *_WITH_BODY,
+        *WITH_BODY,
         errors.UnsupportedParameter,
         errors.ContextLengthExceeded,
-        *_WITH_KEY,
+        *WITH_KEY,
         errors.ModelNotAllowed,
         errors.ModelNotFound,
         *_BY_THE_ENGINE,
     )
-    operation = _operation(_name("complete", path), "Complete a text", done, refusals, body="CompletionRequest")
-    content = operation["requestBody"]["content"]["application/json"]
+    made = operation(_name("complete", path), "Complete a text", done, refusals, body="CompletionRequest")
+    content = made["requestBody"]["content"]["application/json"]
     content["examples"] = {name: {"value": body} for name, body in _EXAMPLES.items()}
-    return operation
+    return made
 
 
 def _list_models(path: str) -> Json:
-    done = _json("ModelList", "The models that this key may use.")
-    return _operation(_name("listModels", path), "List models", done, (*_WITH_KEY, *_BY_THE_ENGINE))
+    done = json_reply("ModelList", "The models that this key may use.")
+    return operation(_name("listModels", path), "List models", done, (*WITH_KEY, *_BY_THE_ENGINE))
 
 
 def _show_model(path: str) -> Json:
-    done = _json("ModelCard", "The model and what becomes of each field on it.")
-    refusals = (*_WITH_KEY, errors.ModelNotAllowed, errors.ModelNotFound, *_BY_THE_ENGINE)
-    operation = _operation(_name("showModel", path), "Describe a model", done, refusals)
-    operation["parameters"] = [
+    done = json_reply("ModelCard", "The model and what becomes of each field on it.")
+    refusals = (*WITH_KEY, errors.ModelNotAllowed, errors.ModelNotFound, *_BY_THE_ENGINE)
+    made = operation(_name("showModel", path), "Describe a model", done, refusals)
+    made["parameters"] = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
         for name in ("vendor", "model")
     ]
-    operation["parameters"][1]["description"] = "May hold more slashes."
-    return operation
+    made["parameters"][1]["description"] = "May hold more slashes."
+    return made
 
 
-_TOKENIZER_REFUSALS = (*_WITH_KEY, errors.ModelNotAllowed, errors.ModelNotFound, *_BY_THE_ENGINE)
+_TOKENIZER_REFUSALS = (*WITH_KEY, errors.ModelNotAllowed, errors.ModelNotFound, *_BY_THE_ENGINE)
 
 
 def _tokenize(root: str) -> Json:
-    return _operation(
+    return operation(
         _name("tokenize", root),
         "The token ids of a text",
-        _json("TokenizeReply", "The ids."),
-        (*_WITH_BODY, *_TOKENIZER_REFUSALS),
+        json_reply("TokenizeReply", "The ids."),
+        (*WITH_BODY, *_TOKENIZER_REFUSALS),
         security=_KEY_OFF_LOOPBACK,
         body="TokenizeRequest",
     )
 
 
 def _detokenize(root: str) -> Json:
-    return _operation(
+    return operation(
         _name("detokenize", root),
         "The text of token ids",
-        _json("DetokenizeReply", "The text."),
-        (*_WITH_BODY, *_TOKENIZER_REFUSALS),
+        json_reply("DetokenizeReply", "The text."),
+        (*WITH_BODY, *_TOKENIZER_REFUSALS),
         security=_KEY_OFF_LOOPBACK,
         body="DetokenizeRequest",
     )
 
 
 def _tokenizer_info(root: str) -> Json:
-    done = _json("TokenizerInfo", "The special tokens and the chat template.")
+    done = json_reply("TokenizerInfo", "The special tokens and the chat template.")
     name, summary = _name("tokenizerInfo", root), "The special tokens of a model"
     refusals = (errors.BadRequest, *_TOKENIZER_REFUSALS)
-    operation = _operation(name, summary, done, refusals, security=_KEY_OFF_LOOPBACK)
-    operation["parameters"] = [
+    made = operation(name, summary, done, refusals, security=_KEY_OFF_LOOPBACK)
+    made["parameters"] = [
         {
             "name": "model",
             "in": "query",
@@ -244,10 +250,10 @@ def _tokenizer_info(root: str) -> Json:
             "schema": {"type": "string"},
         }
     ]
-    return operation
+    return made
 
 
-def _operation(
+def operation(
     name: str,
     summary: str,
     done: Json,
@@ -256,7 +262,8 @@ def _operation(
     security: Sequence[Json] = _KEY,
     body: str | None = None,
 ) -> Json:
-    operation: Json = {
+    """An operation that answers with `done`, or with one of `refusals`; `body` names the schema of what it takes."""
+    made: Json = {
         "operationId": name,
         "summary": summary,
         "security": security,
@@ -264,8 +271,8 @@ def _operation(
     }
     if body is not None:
         schema = {"$ref": f"#/components/schemas/{body}"}
-        operation["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
-    return operation
+        made["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
+    return made
 
 
 def _refusals(kinds: Sequence[type[AndthenError]]) -> Json:
@@ -275,7 +282,7 @@ def _refusals(kinds: Sequence[type[AndthenError]]) -> Json:
         said = f"`{kind.code}`: {kind.__doc__}"
         known = replies.get(str(kind.status))
         if known is None:
-            replies[str(kind.status)] = _json("ErrorReply", said)
+            replies[str(kind.status)] = json_reply("ErrorReply", said)
         else:
             known["description"] += " " + said
     for reply in replies.values():
@@ -283,7 +290,8 @@ def _refusals(kinds: Sequence[type[AndthenError]]) -> Json:
     return replies
 
 
-def _json(schema: str, description: str) -> Json:
+def json_reply(schema: str, description: str) -> Json:
+    """A reply in JSON, of a schema of this name."""
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
     return {"description": description, "content": content}
 

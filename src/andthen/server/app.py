@@ -30,6 +30,8 @@ _KINDS = ("prompt", "cached", "completion")
 
 _ACCOUNT = re.compile(rb"[\w.:-]{1,64}", re.ASCII)
 
+_FOR_ADMIN = {Access.KEY: False, Access.ADMIN: True}
+
 _LOG = structlog.get_logger("andthen.server")
 
 
@@ -107,7 +109,7 @@ class App:
             if exchange.link.gone:
                 raise ClientGone
             await self._check_access(route, exchange)
-            await route.handler(self._services, exchange)
+            await route.handler_of(exchange.method)(self._services, exchange)
         finally:
             exchange.link.on_gone = None
             self._running.discard(task)
@@ -120,7 +122,7 @@ class App:
         if route.access is Access.METRICS and self._services.settings.metrics_key is not None:
             check_metrics_key(self._services.settings, secret)
             return
-        if route.access is not Access.KEY and self._loopback:
+        if route.access not in (Access.KEY, Access.ADMIN) and self._loopback:
             return
         if secret is None:
             raise InvalidApiKey("No API key was sent: send it as the header `x-api-key` or as a bearer token.")
@@ -130,7 +132,7 @@ class App:
             raise InvalidApiKey("This API key is not in force: `andthen keys create --name NAME` makes one.")
         exchange.key = key
         check_address(key, exchange.address)
-        check_kind(key, for_admin=False if route.access is Access.KEY else None)
+        check_kind(key, for_admin=_FOR_ADMIN.get(route.access))
         account = exchange.header(b"x-selected-account-id")
         if account is not None and _ACCOUNT.fullmatch(account):
             exchange.account = account.decode()

@@ -115,16 +115,19 @@ class Exchange:
                 return value
         return None
 
-    async def body(self) -> bytes:
+    async def body(self, *, most: int | None = None) -> bytes:
         """The whole body, as JSON as far as its headers tell.
+
+        Args:
+            most: a bound on its bytes that is below the server's.
 
         Raises:
             PayloadTooLarge, UnsupportedMediaType, RequestTimeout, ClientGone
         """
-        bound = self._settings.body_bytes
+        bound = min(self._settings.body_bytes, most or self._settings.body_bytes)
         length = self.header(b"content-length")
         if length is not None and int(length) > bound:
-            raise self._too_large()
+            raise _too_large(bound)
         self._check_type()
         message = await self._part()
         joined = bytearray(message["body"])
@@ -132,7 +135,7 @@ class Exchange:
             message = await self._part()
             joined += message["body"]
         if len(joined) > bound:
-            raise self._too_large()
+            raise _too_large(bound)
         return bytes(joined)
 
     async def reply(self, status: int, headers: Headers, body: bytes) -> None:
@@ -211,7 +214,6 @@ class Exchange:
         if coding is not None and coding.lower() != b"identity":
             raise UnsupportedMediaType("The body has a content-encoding: send it as it is.")
 
-    def _too_large(self) -> PayloadTooLarge:
-        return PayloadTooLarge(
-            f"The body is larger than {self._settings.body_bytes} bytes: send less, or raise `server.body_bytes`."
-        )
+
+def _too_large(bound: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The body is larger than {bound} bytes: send less, or raise `server.body_bytes`.")

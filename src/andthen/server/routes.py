@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 import msgspec
 from msgspec import Struct
@@ -11,8 +11,10 @@ from msgspec import Struct
 from andthen import __version__
 from andthen.contract.errors import MethodNotAllowed, NotFound
 from andthen.contract.limits import Limits
-from andthen.contract.spec import COMPLETIONS, MODELS, openapi
-from andthen.server import completions, health, listing, tokenizer
+from andthen.contract.spec import COMPLETIONS, MODELS
+from andthen.server import admin, completions, health, listing, tokenizer
+from andthen.server.admin import ADMIN_AUDIT, ADMIN_KEYS, ROTATE
+from andthen.server.document import document
 from andthen.server.http import Exchange
 from andthen.server.pages import page, pages
 from andthen.server.services import Services
@@ -24,6 +26,7 @@ class Access(enum.Enum):
     OPEN = "for everyone"
     KEY = "with a key"
     KEY_OFF_LOOPBACK = "with a key, unless the server listens on a loopback address"
+    ADMIN = "with an admin key, also on a loopback address"
     METRICS = "with the metrics key where there is one, else as above"
 
 
@@ -36,9 +39,17 @@ class Route(Struct, frozen=True):
     chatty: bool = False
     """Asked so often or in such numbers that the log tells of it only at the debug level."""
 
+    others: Mapping[str, Handler] = {}
+    """The handlers of the path's other methods."""
+
     @property
     def methods(self) -> tuple[str, ...]:
-        return ("GET", "HEAD") if self.method == "GET" else (self.method,)
+        first = ("GET", "HEAD") if self.method == "GET" else (self.method,)
+        return (*first, *self.others)
+
+    def handler_of(self, method: str) -> Handler:
+        """Of one of its methods."""
+        return self.others.get(method, self.handler)
 
 
 class Routes:
@@ -61,8 +72,17 @@ class Routes:
         self._by_path["/healthz"] = Route("healthz", "GET", health.healthz, Access.OPEN, chatty=True)
         self._by_path["/readyz"] = Route("readyz", "GET", health.readyz, Access.OPEN, chatty=True)
         self._by_path["/metrics"] = Route("metrics", "GET", health.metrics, Access.METRICS, chatty=True)
-        document = page(msgspec.json.encode(openapi(limits, version=__version__)), b"application/json")
-        self._by_path["/openapi.json"] = Route("openapi", "GET", document, Access.OPEN, chatty=True)
+        described = page(msgspec.json.encode(document(limits, version=__version__)), b"application/json")
+        self._by_path["/openapi.json"] = Route("openapi", "GET", described, Access.OPEN, chatty=True)
+        self._by_path[ADMIN_KEYS] = Route(
+            "admin_keys", "GET", admin.list_keys, Access.ADMIN, others={"POST": admin.create_key}
+        )
+        self._by_path[ADMIN_AUDIT] = Route("admin_audit", "GET", admin.list_changes, Access.ADMIN)
+        self._key = Route(
+            "admin_key", "GET", admin.show_key, Access.ADMIN,
+            others={"PATCH": admin.change_key, "DELETE": admin.delete_key},
+        )  # fmt: skip
+        self._rotate = Route("admin_rotate", "POST", admin.rotate_key, Access.ADMIN)
         for path, handler in pages().items():
             self._by_path[path] = Route("page", "GET", handler, Access.OPEN, chatty=True)
         self._model = Route("model", "GET", listing.show_model, Access.KEY)
@@ -74,6 +94,9 @@ class Routes:
             return route
         if path.startswith(self._below_models):
             return self._model
+        name = path.removeprefix(f"{ADMIN_KEYS}/")
+        if name != path and name.removesuffix(ROTATE).count("/") == 0 and name.removesuffix(ROTATE):
+            return self._rotate if name.endswith(ROTATE) else self._key
         raise NotFound("There is no such path: `GET /openapi.json` lists those that there are.")
 
 

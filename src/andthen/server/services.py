@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from andthen.accounts import Accounts
 from andthen.books.limits import Limiter
 from andthen.books.prices import PriceBook
+from andthen.books.store import Store
 from andthen.books.watch import KeyWatch
 from andthen.catalog import Catalog
 from andthen.contract.limits import Limits
@@ -19,6 +20,7 @@ from andthen.server.settings import ServerSettings
 class Services:
     settings: ServerSettings
     limits: Limits
+    store: Store
     keys: KeyWatch
     engine: EngineClient
     catalog: Catalog

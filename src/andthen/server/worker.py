@@ -106,6 +106,7 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
             services = Services(
                 settings=boot.server,
                 limits=boot.limits,
+                store=store,
                 keys=keys,
                 engine=engine,
                 catalog=Catalog(Local(engine, boot.limits).deployments, boot.upstream, transport, boot.limits),
