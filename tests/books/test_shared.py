@@ -212,6 +212,26 @@ async def test_a_redis_that_stalls_delays_nobody_for_long(tmp_path: Path) -> Non
             await until(lambda: fits(limiter, bounds), "what nobody waited for is forgotten", within_s=3)
 
 
+async def test_a_crowd_that_asks_at_once_is_no_sign_of_a_redis_that_is_gone() -> None:
+    async with shared(prefix=fresh_prefix(), gone="closed", timeout_s=0.5) as limiter:
+        taking = (limiter.take(KEY, Bounds(requests=1000), 1) for _ in range(600))
+        grants = await asyncio.gather(*taking)
+        assert limiter.state == "ok"
+        assert max(grant.standing.requests for grant in grants if grant.standing) == 600
+
+
+async def test_a_redis_that_runs_no_scripts_counts_as_gone_and_is_told_once(tmp_path: Path) -> None:
+    with redis_of_its_own(tmp_path) as server, capture_logs() as logs:
+        with redis.Redis.from_url(server.url) as client:
+            client.execute_command("ACL", "SETUSER", "default", "-@scripting")
+        async with shared(server.url, prefix="t", gone="open", **FAST) as limiter:
+            for _ in range(3):
+                await limiter.take(KEY, ONE, 1)
+                await asyncio.sleep(0.15)
+            assert limiter.state == "uncounted"
+    assert [line["event"] for line in logs] == ["redis_gone"]
+
+
 async def test_a_settlement_that_redis_missed_is_told_when_it_is_back(tmp_path: Path) -> None:
     with redis_of_its_own(tmp_path) as server:
         async with shared(server.url, prefix="t", gone="closed", **FAST) as limiter:

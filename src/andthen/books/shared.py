@@ -48,7 +48,7 @@ TIMEOUT_S = 0.25
 _RENEWALS_A_LEASE = 3
 _FIRST_PROBE_S = 0.1
 _LONGEST_PROBE_S = 2.0
-_CONNECTIONS = 32
+_CONNECTIONS = 16
 _PREFIX = "andthen:limits"
 _MOST = 2**53 - 1
 """The largest whole number that a script can count."""
@@ -106,7 +106,7 @@ class SharedLimiter:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Self:
-        await self._redis.probe(f"{self._prefix}:probe")
+        await self._redis.probe(*self._probe())
         self._keeper = asyncio.create_task(self._keep(), name="andthen-limits")
         return self
 
@@ -199,11 +199,17 @@ class SharedLimiter:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._redis.lost.wait(), interval_s)
             if self._redis.away:
-                await self._redis.wait_back(f"{self._prefix}:probe")
-            now_s = time.monotonic()
-            self._owed = {grant_id: owed for grant_id, owed in self._owed.items() if owed.until_s > now_s}
-            await self._pay()
-            await self._renew()
+                await self._redis.wait_back(*self._probe())
+            try:
+                await self._look_after()
+            except Exception:
+                _LOG.exception("limits_not_looked_after")
+
+    async def _look_after(self) -> None:
+        now_s = time.monotonic()
+        self._owed = {grant_id: owed for grant_id, owed in self._owed.items() if owed.until_s > now_s}
+        await self._pay()
+        await self._renew()
 
     async def _renew(self) -> None:
         by_key: dict[str, list[str]] = {}
@@ -217,6 +223,10 @@ class SharedLimiter:
                         # It was settled meanwhile, and the renewal may have come after that.
                         self._owe(grant_id, key_id, 0, forget=False)
             await self._pay()
+
+    def _probe(self) -> tuple[list[str], list[str | int]]:
+        """What a renewal takes, for a key that is nobody's: it needs all that the others need."""
+        return self._names("probe"), [*self._spans(), "probe"]
 
     def _names(self, key_id: str) -> list[str]:
         """In braces is what a cluster shards by."""
@@ -239,10 +249,10 @@ class _Redis:
         parts = urlsplit(url)
         self._address = f"{parts.hostname or parts.path}:{parts.port or 6379}"
         self._timeout_s = timeout_s
-        pool = redis.asyncio.BlockingConnectionPool.from_url(
+        self._room = asyncio.Semaphore(_CONNECTIONS)
+        pool = redis.asyncio.ConnectionPool.from_url(
             url,
-            max_connections=_CONNECTIONS,
-            timeout=timeout_s,
+            max_connections=_CONNECTIONS + 1,  # one to probe with
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 0),
@@ -257,7 +267,13 @@ class _Redis:
         return self._away_since_s is not None
 
     async def run(self, script: str, names: Sequence[str], arguments: Sequence[str | int]) -> list[int]:
-        """Raises _Away."""
+        """Raises _Away. The wait behind others of this process has no bound: it is no fault of Redis'."""
+        async with self._room:
+            if self.away:
+                raise _Away
+            return await self._run(script, names, arguments)
+
+    async def _run(self, script: str, names: Sequence[str], arguments: Sequence[str | int]) -> list[int]:
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._scripts[script](keys=names, args=arguments)  # type: ignore[no-any-return]
@@ -265,19 +281,17 @@ class _Redis:
             self._lose(error)
             raise _Away from error
 
-    async def probe(self, name: str) -> bool:
-        """Whether it answers and takes writes."""
+    async def probe(self, names: Sequence[str], arguments: Sequence[str | int]) -> bool:
+        """Whether it answers, runs scripts and takes writes."""
         try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._client.set(name, 1, px=1000)
-        except (RedisError, OSError, TimeoutError) as error:
-            self._lose(error)
+            await self._run(scripts.RENEW, names, arguments)
+        except _Away:
             return False
         return True
 
-    async def wait_back(self, name: str) -> None:
+    async def wait_back(self, names: Sequence[str], arguments: Sequence[str | int]) -> None:
         delay_s = _FIRST_PROBE_S
-        while not await self.probe(name):
+        while not await self.probe(names, arguments):
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, _LONGEST_PROBE_S)
         if self._away_since_s is not None:
