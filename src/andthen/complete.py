@@ -7,7 +7,7 @@ the first event, so a reply has one model.
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from andthen.catalog import Catalog
 from andthen.contract.errors import (
@@ -132,11 +132,16 @@ class Work:
         return usage if self.usage is None else total([self.usage, usage])
 
 
-def prepare(owner: str, request: CompletionRequest, catalog: Catalog) -> Work:
+def _any(_model: str) -> bool:
+    return True
+
+
+def prepare(owner: str, request: CompletionRequest, catalog: Catalog, *, allows: Callable[[str], bool] = _any) -> Work:
     """Finds the deployments and plans the request for each; those that refuse it are passed over.
 
     Args:
         owner: the id of the key that asks.
+        allows: whether that key may use a model, by its whole name: no other is named as a remedy.
 
     Raises:
         ModelNotFound, EngineRestarted
@@ -147,7 +152,8 @@ def prepare(owner: str, request: CompletionRequest, catalog: Catalog) -> Work:
     refusals: list[UnsupportedParameter] = []
     for deployment in catalog.candidates(request.model):
         try:
-            taking.append((deployment, plan(request, deployment.abilities, catalog.abilities())))
+            others = (row for row in catalog.abilities() if allows(row.model))
+            taking.append((deployment, plan(request, deployment.abilities, others)))
         except UnsupportedParameter as refusal:
             refusals.append(refusal)
     if not taking:

@@ -188,3 +188,19 @@ def test_a_place_among_the_concurrent_is_free_again_when_the_caller_has_left(ser
             error.close()
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_refusal_names_no_model_that_the_key_may_not_use(tmp_path: Path) -> None:
+    settings = """
+[models."team/secret"]
+address = "http://127.0.0.1:9/v1"
+language = "openai_completions"
+takes = { response_format = true }
+"""
+    with serving(tmp_path, settings=settings) as server:
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            server.complete(response_format={"type": "json_object"})
+        assert b"team/secret" in caught.value.read()
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            key(server, "narrow", models=("local/*",)).complete(response_format={"type": "json_object"})
+        assert b"team/secret" not in caught.value.read()

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from andthen.contract import errors, listing, response, tokenizer
+from andthen.contract import errors, listing, response, tokenizer, usage
 from andthen.contract.errors import AndthenError
 from andthen.contract.fields import DETOKENIZE_FIELDS, TOKENIZE_FIELDS, Field, completion_fields
 from andthen.contract.limits import Limits
@@ -20,6 +20,7 @@ Json = dict[str, Any]
 
 COMPLETIONS = ("/v4/beta/completions", "/v5/completions", "/v1/completions")
 MODELS = ("/v4/beta/models", "/v1/models")
+USAGE = ("/v4/beta/usage",)
 
 _STRUCTS = (
     response.CompletionReply,
@@ -32,6 +33,7 @@ _STRUCTS = (
     listing.ModelList,
     listing.Health,
     listing.Readiness,
+    usage.UsageReply,
 )
 _KEY: list[Json] = [{"apiKey": []}, {"bearer": []}]
 _KEY_OFF_LOOPBACK = [{}, *_KEY]
@@ -145,6 +147,9 @@ def _paths() -> Json:
     for path in MODELS:
         paths[path] = {"get": _list_models(path)}
         paths[path + "/{vendor}/{model}"] = {"get": _show_model(path)}
+    for path in USAGE:
+        told = json_reply("UsageReply", "The last 31 days, and what is left of its budgets.")
+        paths[path] = {"get": operation("usage", "What this key has used", told, (*WITH_KEY, errors.LedgerUnavailable))}
     for root in (*COMPLETIONS, ""):
         paths[root + "/tokenize"] = {"post": _tokenize(root)}
         paths[root + "/detokenize"] = {"post": _detokenize(root)}

@@ -16,7 +16,7 @@ from andthen.contract.errors import UnsupportedParameter
 from andthen.contract.events import Event, Text
 from andthen.contract.request import CompletionRequest, parse
 from andthen.contract.response import COMMENT, DONE, Completion, Head, Stream
-from andthen.server.access import check_max_tokens, check_model
+from andthen.server.access import allows_model, check_max_tokens, check_model
 from andthen.server.booking import Booking
 from andthen.server.http import JSON, Exchange, Headers
 from andthen.server.services import Services
@@ -55,7 +55,9 @@ async def _complete(services: Services, exchange: Exchange, booking: Booking) ->
     check_model(exchange.key, request.model)
     check_max_tokens(exchange.key, request.max_tokens)
     await booking.admit(request)
-    work = prepare(exchange.key_id or "", request, services.catalog)
+    work = prepare(
+        exchange.key_id or "", request, services.catalog, allows=lambda model: allows_model(exchange.key, model)
+    )
     await booking.hold(request, work)
     _tell(services, exchange, work)
     try:

@@ -24,8 +24,9 @@ from andthen.server.admin import (
     NewKey,
     Rotation,
 )
+from andthen.server.usage import ADMIN_USAGE, DAYS_MAX, UsageList
 
-_STRUCTS = (Key, IssuedKey, KeyList, ChangeList, Deletion, NewKey, KeyPatch, Rotation)
+_STRUCTS = (Key, IssuedKey, KeyList, ChangeList, Deletion, NewKey, KeyPatch, Rotation, UsageList)
 _ALWAYS = (*WITH_KEY, errors.DatabaseUnavailable)
 
 
@@ -67,6 +68,7 @@ def _paths() -> Json:
             )
         },
         ADMIN_AUDIT: {"get": _audit()},
+        ADMIN_USAGE: {"get": _usage()},
     }  # fmt: skip
 
 
@@ -84,6 +86,19 @@ def _of_key(
         {
             "name": "id", "in": "path", "required": True, "description": "The key's id, or its name.",
             "schema": {"type": "string", "minLength": 1},
+        }
+    ]  # fmt: skip
+    return made
+
+
+def _usage() -> Json:
+    made = _admin(
+        "listUsage", "What all keys have used", "UsageList", "The sums.", (errors.BadRequest, errors.LedgerUnavailable)
+    )
+    made["parameters"] = [
+        {
+            "name": "days", "in": "query", "description": "Of how many days, today included; 31 if left out.",
+            "schema": {"type": "integer", "minimum": 1, "maximum": DAYS_MAX},
         }
     ]  # fmt: skip
     return made

@@ -11,13 +11,14 @@ from msgspec import Struct
 from andthen import __version__
 from andthen.contract.errors import MethodNotAllowed, NotFound
 from andthen.contract.limits import Limits
-from andthen.contract.spec import COMPLETIONS, MODELS
-from andthen.server import admin, completions, health, listing, tokenizer
+from andthen.contract.spec import COMPLETIONS, MODELS, USAGE
+from andthen.server import admin, completions, health, listing, tokenizer, usage
 from andthen.server.admin import ADMIN_AUDIT, ADMIN_KEYS, ROTATE
 from andthen.server.document import document
 from andthen.server.http import Exchange
 from andthen.server.pages import page, pages
 from andthen.server.services import Services
+from andthen.server.usage import ADMIN_USAGE
 
 Handler = Callable[[Services, Exchange], Awaitable[None]]
 
@@ -77,6 +78,9 @@ class Routes:
         self._by_path[ADMIN_KEYS] = Route(
             "admin_keys", "GET", admin.list_keys, Access.ADMIN, others={"POST": admin.create_key}
         )
+        self._by_path[ADMIN_USAGE] = Route("admin_usage", "GET", usage.list_usage, Access.ADMIN)
+        for path in USAGE:
+            self._by_path[path] = Route("usage", "GET", usage.show_usage, Access.KEY)
         self._by_path[ADMIN_AUDIT] = Route("admin_audit", "GET", admin.list_changes, Access.ADMIN)
         self._key = Route(
             "admin_key", "GET", admin.show_key, Access.ADMIN,

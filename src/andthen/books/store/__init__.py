@@ -5,13 +5,13 @@ The statements are SQLAlchemy Core and hold for any database. Nothing here knows
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from andthen.books.keys import Key, KeyRing
-from andthen.books.policy import UNBOUNDED, Policy
+from andthen.books.policy import UNBOUNDED, Budget, Policy
 from andthen.books.store.errors import (
     BadAddress,
     BooksError,
@@ -23,11 +23,11 @@ from andthen.books.store.errors import (
     StoreUnavailable,
 )
 from andthen.books.store.keys import CLI, FIRST_KEY_NAME, Change, IssuedKey, KeyChange, Keys
-from andthen.books.store.ledger import Ledger
+from andthen.books.store.ledger import Ledger, Spent
 from andthen.books.store.postgres import MIGRATION_LOCK, is_url, postgres_engine
 from andthen.books.store.schema import HEAD, METADATA
 from andthen.books.store.sqlite import back_up, sqlite_engine
-from andthen.books.store.usage import UsageBook
+from andthen.books.store.usage import Group, UsageBook, UsageRow
 
 __all__ = [
     "CLI", "FIRST_KEY_NAME", "HEAD", "METADATA", "BadAddress", "BooksError", "Change", "IssuedKey", "KeyChange",
@@ -73,6 +73,14 @@ class Store(Protocol):
 
     def changes(self, *, limit: int = 100, before_id: int | None = None) -> list[Change]:
         """The audit's lines, newest first, older than `before_id`."""
+
+    def usage(
+        self, groups: Sequence[Group], *, since_ms: int = 0, until_ms: int | None = None, key_id: str | None = None
+    ) -> list[UsageRow]:
+        """The sums of each group of requests, in the groups' order."""
+
+    def spent(self, key_id: str, budgets: Sequence[Budget]) -> list[Spent]:
+        """What of each budget is used up in its present period."""
 
     def keys_stamp(self) -> int:
         """Differs after every change of the keys."""

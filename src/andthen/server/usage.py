@@ -1,0 +1,100 @@
+"""What was used: `GET /v4/beta/usage` for the caller's own key, `GET /admin/usage` for all."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+from typing import Literal, TypeVar
+from urllib.parse import parse_qsl
+
+import msgspec
+from msgspec import Struct
+
+from andthen.books.keys import Key
+from andthen.books.store import BooksError, Store
+from andthen.books.store.usage import UsageRow
+from andthen.contract.errors import BadRequest, InvalidApiKey, LedgerUnavailable
+from andthen.contract.usage import BudgetStanding, UsageDay, UsageReply
+from andthen.server.http import JSON, Exchange
+from andthen.server.services import Services
+
+ADMIN_USAGE = "/admin/usage"
+DAYS_MAX = 3660
+_DAYS = 31
+_DAY_MS = 86_400_000
+
+_What = TypeVar("_What")
+_Told = TypeVar("_Told")
+
+_encode = msgspec.json.Encoder().encode
+
+
+class UsageList(Struct, kw_only=True):
+    object: Literal["list"] = "list"
+    data: list[UsageRow]
+    """By day, key and model, oldest first."""
+
+
+async def show_usage(services: Services, exchange: Exchange) -> None:
+    """Of the caller's own key: the last 31 days, and what is left of its budgets."""
+    if exchange.key is None:
+        raise InvalidApiKey("No API key was sent: send it as the header `x-api-key` or as a bearer token.")
+    reply = await _ask(services.store, _own, exchange.key)
+    await exchange.reply(200, JSON, _encode(reply))
+
+
+async def list_usage(services: Services, exchange: Exchange) -> None:
+    """Of all keys; as the query says, `?days=31`."""
+    days = _days(exchange.query)
+    await exchange.reply(200, JSON, _encode(UsageList(data=await _ask(services.store, _all, days))))
+
+
+async def _ask(store: Store, read: Callable[[Store, _What], _Told], what: _What) -> _Told:
+    try:
+        return await asyncio.to_thread(read, store, what)
+    except BooksError as error:
+        raise LedgerUnavailable("The ledger can't be read at the moment: send the request again.") from error
+
+
+def _own(store: Store, key: Key) -> UsageReply:
+    rows = store.usage(["day", "model"], since_ms=_first_ms(_DAYS), key_id=key.id)
+    budgets = key.policy.budgets
+    return UsageReply(
+        data=[UsageDay(**{name: getattr(row, name) for name in UsageDay.__struct_fields__}) for row in rows],
+        budgets=[
+            BudgetStanding(
+                window=budget.window,
+                limit_micros=budget.micros,
+                spent_micros=spent.micros,
+                reserved_micros=spent.reserved_micros,
+                limit_tokens=budget.tokens,
+                spent_tokens=spent.tokens,
+                reserved_tokens=spent.reserved_tokens,
+            )
+            for budget, spent in zip(budgets, store.spent(key.id, budgets), strict=True)
+        ],
+    )
+
+
+def _all(store: Store, days: int) -> list[UsageRow]:
+    return store.usage(["day", "key", "model"], since_ms=_first_ms(days))
+
+
+def _first_ms(days: int) -> int:
+    """When the first of the last so many days began, UTC."""
+    return time.time_ns() // 1_000_000 // _DAY_MS * _DAY_MS - (days - 1) * _DAY_MS
+
+
+def _days(query: bytes) -> int:
+    try:
+        given = dict(parse_qsl(query.decode(), keep_blank_values=True, strict_parsing=bool(query), max_num_fields=1))
+    except ValueError:
+        raise BadRequest("The query can't be read: send `?days=31`.") from None
+    text = given.pop("days", str(_DAYS))
+    if given:
+        raise BadRequest("The query takes `days` only.")
+    if not re.fullmatch(r"\d{1,4}", text, re.ASCII) or not 1 <= int(text) <= DAYS_MAX:
+        raise BadRequest(f"`days` must be an integer from 1 to {DAYS_MAX}.", param="days")
+    return int(text)
