@@ -232,6 +232,19 @@ async def test_a_redis_that_runs_no_scripts_counts_as_gone_and_is_told_once(tmp_
     assert [line["event"] for line in logs] == ["redis_gone"]
 
 
+async def test_a_restart_that_nobody_saw_costs_nobody_a_request(tmp_path: Path) -> None:
+    with redis_of_its_own(tmp_path) as server, capture_logs() as logs:
+        async with shared(server.url, prefix="t") as limiter:
+            bounds = Bounds(requests=100)
+            for grant in await asyncio.gather(*(limiter.take(KEY, bounds, 1) for _ in range(20))):
+                await limiter.settle(grant, 1)
+            server.kill()
+            server.start()
+            await asyncio.sleep(0.1)
+            await limiter.take(KEY, bounds, 1)
+    assert logs == []
+
+
 async def test_a_settlement_that_redis_missed_is_told_when_it_is_back(tmp_path: Path) -> None:
     with redis_of_its_own(tmp_path) as server:
         async with shared(server.url, prefix="t", gone="closed", **FAST) as limiter:

@@ -26,6 +26,7 @@ from msgspec import Struct
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.maint_notifications import MaintNotificationsConfig
 
 from andthen.books import scripts
 from andthen.books.limits import (
@@ -113,8 +114,9 @@ class SharedLimiter:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._keeper.cancel()
-        await asyncio.wait([self._keeper])
+        while not self._keeper.done():  # the client may swallow a cancellation
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper], timeout=0.1)
         while self._tasks:
             await asyncio.wait(self._tasks)
         await self._pay()
@@ -198,12 +200,13 @@ class SharedLimiter:
         while True:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._redis.lost.wait(), interval_s)
-            if self._redis.away:
-                await self._redis.wait_back(*self._probe())
             try:
+                if self._redis.away:
+                    await self._redis.wait_back(*self._probe())
                 await self._look_after()
             except Exception:
                 _LOG.exception("limits_not_looked_after")
+                await asyncio.sleep(_LONGEST_PROBE_S)
 
     async def _look_after(self) -> None:
         now_s = time.monotonic()
@@ -256,6 +259,8 @@ class _Redis:
             socket_timeout=timeout_s,
             socket_connect_timeout=timeout_s,
             retry=Retry(NoBackoff(), 0),
+            # Else a connection that Redis has closed is not noticed before it is used (redis-py 8.1.0).
+            maint_notifications_config=MaintNotificationsConfig(enabled=False),
         )
         self._client = redis.asyncio.Redis.from_pool(pool)
         self._scripts = {text: self._client.register_script(text) for text in scripts.ALL}
@@ -291,6 +296,8 @@ class _Redis:
 
     async def wait_back(self, names: Sequence[str], arguments: Sequence[str | int]) -> None:
         delay_s = _FIRST_PROBE_S
+        with contextlib.suppress(RedisError, OSError):
+            await self._client.connection_pool.disconnect(inuse_connections=False)  # from the Redis that was
         while not await self.probe(names, arguments):
             await asyncio.sleep(delay_s)
             delay_s = min(2 * delay_s, _LONGEST_PROBE_S)
