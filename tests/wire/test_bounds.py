@@ -17,7 +17,8 @@ MODULES = (anthropic_messages, cohere, ollama)
 @pytest.mark.parametrize("module", MODULES)
 @pytest.mark.parametrize("streams", [False, True])
 def test_a_reply_without_end_is_given_up(module: object, streams: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_MAX_REPLY_BYTES", 2**20)
+    monkeypatch.setattr("andthen.wire.whole.MAX_REPLY_BYTES", 2**20)
+    monkeypatch.setattr("andthen.wire.ollama.MAX_REPLY_BYTES", 2**20)
     monkeypatch.setattr("andthen.wire.sse.MAX_EVENT_BYTES", 2**20)
     wire: Wire = module.Language()  # type: ignore[attr-defined]
     decoder = wire.decoder(REQUEST, TARGET, streams=streams)

@@ -22,8 +22,7 @@ from andthen.wire.base import Call, Decoder, Refusal, Target
 from andthen.wire.deferred import Deferred
 from andthen.wire.failures import VendorError, cut_short, failure, garbled, redacted, retry_after_s
 from andthen.wire.sse import EventTooLong, ServerSentEvent, SseParser
-
-_MAX_REPLY_BYTES = 64 * 2**20
+from andthen.wire.whole import WholeDecoder, decoded
 
 _REASONS: Mapping[str, FinishReason] = {
     "end_turn": "stop",
@@ -80,7 +79,9 @@ class Language(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         )
 
     def decoder(self, request: CompletionRequest, target: Target, *, streams: bool) -> Decoder:
-        return _StreamDecoder(request, target) if streams else _WholeDecoder(request, target)
+        if streams:
+            return _StreamDecoder(request, target)
+        return WholeDecoder(target, lambda body: _read_whole(body, request, target))
 
     def refusal(self, refusal: Refusal, request: CompletionRequest, target: Target) -> AndthenError:
         try:
@@ -207,33 +208,15 @@ _decode_kind = msgspec.json.Decoder(_Kind).decode
 _decode_error = msgspec.json.Decoder(_ErrorReply).decode
 
 
-class _WholeDecoder:
-    """Reads a reply that is one message."""
-
-    fingerprint: str | None = None
-
-    def __init__(self, request: CompletionRequest, target: Target) -> None:
-        self._request = request
-        self._target = target
-        self._body = bytearray()
-
-    def feed(self, data: bytes) -> list[Event]:
-        self._body += data
-        if len(self._body) > _MAX_REPLY_BYTES:
-            raise garbled(self._target, "is too long")
-        return []
-
-    def end(self) -> list[Event]:
-        try:
-            message = _decode_message(bytes(self._body))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise garbled(self._target, "is not what the language says") from None
-        if message.error or message.type == "error":
-            raise _failed(message.error or _Error(), self._request, self._target)
-        text = "".join(block.text for block in message.content if block.type == "text")
-        events: list[Event] = [Text(0, 0, text)] if text else []
-        events.append(Finished(0, 0, _reason(message.stop_reason, self._target)))
-        return events + (message.usage or _Usage()).events()
+def _read_whole(body: bytes, request: CompletionRequest, target: Target) -> list[Event]:
+    """The events of a reply that is one message."""
+    message = decoded(_decode_message, body, target)
+    if message.error or message.type == "error":
+        raise _failed(message.error or _Error(), request, target)
+    text = "".join(block.text for block in message.content if block.type == "text")
+    events: list[Event] = [Text(0, 0, text)] if text else []
+    events.append(Finished(0, 0, _reason(message.stop_reason, target)))
+    return events + (message.usage or _Usage()).events()
 
 
 class _StreamDecoder:

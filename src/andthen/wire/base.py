@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
+import msgspec
 from msgspec import Struct
 
 from andthen.contract.errors import AndthenError
@@ -101,3 +102,14 @@ class Wire(Protocol):
 
     def refusal(self, refusal: Refusal, request: CompletionRequest, target: Target) -> AndthenError:
         """What to raise for a reply with another status."""
+
+
+def bearer_call(target: Target, path: str, body: object, *, streams: bool) -> Call:
+    """Posts a JSON body below the target's address, with its key as a bearer token where it has one."""
+    key = (("authorization", f"Bearer {target.key}"),) if target.key else ()
+    return Call(
+        url=target.address + path,
+        headers=(("content-type", "application/json"), *key, *target.headers),
+        body=msgspec.json.encode(body),
+        streams=streams,
+    )

@@ -24,8 +24,8 @@ from andthen.contract.request import CompletionRequest
 from andthen.wire.base import Call, Headers, Refusal, Target
 from andthen.wire.deferred import Deferred
 from andthen.wire.failures import VendorError, cut_short, failure, garbled, redacted, retry_after_s
+from andthen.wire.whole import WholeDecoder, decoded
 
-_MAX_REPLY_BYTES = 64 * 2**20
 _REGION = re.compile(r"bedrock-runtime(?:-fips)?\.([a-z]{2,}(?:-[a-z0-9]+)+)\.")
 _SIGNED_AS = "bedrock"
 _TIMESTAMP = "%Y%m%dT%H%M%SZ"
@@ -142,8 +142,10 @@ class Language(Struct, frozen=True, forbid_unknown_fields=True):
             headers = (*headers, ("authorization", f"Bearer {target.key}"))
         return Call(url=url, headers=headers, body=data, streams=streams)
 
-    def decoder(self, request: CompletionRequest, target: Target, *, streams: bool) -> _WholeDecoder | _StreamDecoder:
-        return (_StreamDecoder if streams else _WholeDecoder)(request, target)
+    def decoder(self, request: CompletionRequest, target: Target, *, streams: bool) -> WholeDecoder | _StreamDecoder:
+        if streams:
+            return _StreamDecoder(request, target)
+        return WholeDecoder(target, lambda body: _read_whole(body, request, target))
 
     def refusal(self, refusal: Refusal, request: CompletionRequest, target: Target) -> AndthenError:
         error = _error(refusal.body)
@@ -206,26 +208,14 @@ def _inference_config(request: CompletionRequest) -> dict[str, Any]:
     return config
 
 
-class _WholeDecoder:
-    def __init__(self, request: CompletionRequest, target: Target) -> None:
-        self.fingerprint: str | None = None
-        self._request = request
-        self._target = target
-        self._body = bytearray()
-
-    def feed(self, data: bytes) -> list[Event]:
-        self._body += data
-        if len(self._body) > _MAX_REPLY_BYTES:
-            raise garbled(self._target, "is too long")
-        return []
-
-    def end(self) -> list[Event]:
-        reply = _read(bytes(self._body), _Reply, self._target)
-        message = (reply.output.message if reply.output else None) or _Message()
-        text = "".join(block.text or "" for block in message.content or ())
-        events: list[Event] = [Text(0, 0, text)] if text else []
-        events.append(_finished(reply.stop_reason, self._request, self._target))
-        return [*events, _usage(reply.usage)] if reply.usage else events
+def _read_whole(body: bytes, request: CompletionRequest, target: Target) -> list[Event]:
+    """The events of a reply that is one object."""
+    reply = _read(body, _Reply, target)
+    message = (reply.output.message if reply.output else None) or _Message()
+    text = "".join(block.text or "" for block in message.content or ())
+    events: list[Event] = [Text(0, 0, text)] if text else []
+    events.append(_finished(reply.stop_reason, request, target))
+    return [*events, _usage(reply.usage)] if reply.usage else events
 
 
 class _StreamDecoder:
@@ -322,10 +312,7 @@ def _said(error: _Error) -> str:
 
 
 def _read(body: bytes, shape: type[_Shape], target: Target) -> _Shape:
-    try:
-        return msgspec.json.decode(body, type=shape)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise garbled(target, "is not what the language says") from None
+    return decoded(lambda data: msgspec.json.decode(data, type=shape), body, target)
 
 
 def _lacks_botocore(target: Target) -> UpstreamRefused:

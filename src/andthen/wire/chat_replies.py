@@ -20,8 +20,7 @@ from andthen.contract.text import token_text
 from andthen.wire.base import Refusal, Target
 from andthen.wire.failures import VendorError, cut_short, failure, garbled, retry_after_s
 from andthen.wire.sse import EventTooLong, ServerSentEvent, SseParser
-
-MAX_REPLY_BYTES = 64 * 2**20
+from andthen.wire.whole import MAX_REPLY_BYTES
 
 _REASONS: Mapping[str, FinishReason] = {
     "stop": "stop",

@@ -17,12 +17,11 @@ from msgspec import Meta, Struct
 from andthen.contract.errors import AndthenError, UnsupportedParameter, UpstreamRefused
 from andthen.contract.events import Event, Finished, FinishReason, Text, Token, Usage
 from andthen.contract.request import CompletionRequest
-from andthen.wire.base import Call, Decoder, Refusal, Target
+from andthen.wire.base import Call, Decoder, Refusal, Target, bearer_call
 from andthen.wire.deferred import Deferred
 from andthen.wire.failures import VendorError, cut_short, failure, garbled, retry_after_s
 from andthen.wire.sse import EventTooLong, ServerSentEvent, SseParser
-
-_MAX_REPLY_BYTES = 64 * 2**20
+from andthen.wire.whole import WholeDecoder, decoded
 
 _REASONS: Mapping[str, FinishReason] = {
     "COMPLETE": "stop",
@@ -56,16 +55,12 @@ class Language(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Sent as the type of `thinking`: `disabled` keeps models from it that think unasked. Empty: nothing is sent."""
 
     def encode(self, request: CompletionRequest, target: Target, *, streams: bool) -> Call:
-        key = (("authorization", f"Bearer {target.key}"),) if target.key else ()
-        return Call(
-            url=target.address + self.path,
-            headers=(("content-type", "application/json"), *key, *target.headers),
-            body=msgspec.json.encode(self._body(request, target, streams=streams)),
-            streams=streams,
-        )
+        return bearer_call(target, self.path, self._body(request, target, streams=streams), streams=streams)
 
     def decoder(self, request: CompletionRequest, target: Target, *, streams: bool) -> Decoder:
-        return _StreamDecoder(request, target) if streams else _WholeDecoder(request, target)
+        if streams:
+            return _StreamDecoder(request, target)
+        return WholeDecoder(target, lambda body: _read_whole(body, request, target))
 
     def refusal(self, refusal: Refusal, request: CompletionRequest, target: Target) -> AndthenError:
         try:
@@ -178,33 +173,15 @@ _decode_kind = msgspec.json.Decoder(_Kind).decode
 _decode_error = msgspec.json.Decoder(_ErrorReply).decode
 
 
-class _WholeDecoder:
-    """Reads a reply that is one object."""
-
-    fingerprint: str | None = None
-
-    def __init__(self, request: CompletionRequest, target: Target) -> None:
-        self._request = request
-        self._target = target
-        self._body = bytearray()
-
-    def feed(self, data: bytes) -> list[Event]:
-        self._body += data
-        if len(self._body) > _MAX_REPLY_BYTES:
-            raise garbled(self._target, "is too long")
-        return []
-
-    def end(self) -> list[Event]:
-        try:
-            reply = _decode_reply(bytes(self._body))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            raise garbled(self._target, "is not what the language says") from None
-        content = (reply.message or _Message()).content or []
-        text = "".join(part.text or "" for part in content if part.type == "text")
-        tokens = _tokens(text, reply.logprobs or [], self._request, self._target)
-        events: list[Event] = [Text(0, 0, text, tokens, len(tokens))] if text or tokens else []
-        events.append(Finished(0, 0, _reason(reply.finish_reason, "", self._request, self._target)))
-        return events + _usage(reply.usage)
+def _read_whole(body: bytes, request: CompletionRequest, target: Target) -> list[Event]:
+    """The events of a reply that is one object."""
+    reply = decoded(_decode_reply, body, target)
+    content = (reply.message or _Message()).content or []
+    text = "".join(part.text or "" for part in content if part.type == "text")
+    tokens = _tokens(text, reply.logprobs or [], request, target)
+    events: list[Event] = [Text(0, 0, text, tokens, len(tokens))] if text or tokens else []
+    events.append(Finished(0, 0, _reason(reply.finish_reason, "", request, target)))
+    return events + _usage(reply.usage)
 
 
 class _StreamDecoder:

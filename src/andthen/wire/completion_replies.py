@@ -22,8 +22,7 @@ from andthen.wire.deferred import Deferred
 from andthen.wire.echoes import Echo, NoBorder, Parts, added_in_front, parted, parted_tokens, unscored_first
 from andthen.wire.failures import VendorError, cut_short, failure, garbled, redacted, retry_after_s
 from andthen.wire.sse import EventTooLong, ServerSentEvent, SseParser
-
-MAX_REPLY_BYTES = 64 * 2**20
+from andthen.wire.whole import MAX_REPLY_BYTES
 
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
 from msgspec import Struct
 
 from andthen.contract.errors import AndthenError
 from andthen.contract.request import CompletionRequest
-from andthen.wire.base import Call, Decoder, Refusal, Target
+from andthen.wire.base import Call, Decoder, Refusal, Target, bearer_call
 from andthen.wire.chat_replies import ChatDecoder, refused
 
 _SAME_NAME = ("min_tokens", "stop", "suffix", "temperature", "top_p")
@@ -25,13 +24,7 @@ class Language(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     path: str = "/fim/completions"
 
     def encode(self, request: CompletionRequest, target: Target, *, streams: bool) -> Call:
-        key = (("authorization", f"Bearer {target.key}"),) if target.key else ()
-        return Call(
-            url=target.address + self.path,
-            headers=(("content-type", "application/json"), *key, *target.headers),
-            body=msgspec.json.encode(_body(request, target, streams=streams)),
-            streams=streams,
-        )
+        return bearer_call(target, self.path, _body(request, target, streams=streams), streams=streams)
 
     def decoder(self, request: CompletionRequest, target: Target, *, streams: bool) -> Decoder:
         return ChatDecoder(request, target, streams=streams)

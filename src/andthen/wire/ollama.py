@@ -16,11 +16,10 @@ from msgspec import Meta, Struct
 from andthen.contract.errors import AndthenError, UnsupportedParameter, UpstreamRefused
 from andthen.contract.events import Alternative, Event, Finished, FinishReason, Text, Token, Usage
 from andthen.contract.request import CompletionRequest
-from andthen.wire.base import Call, Decoder, Refusal, Target
+from andthen.wire.base import Call, Decoder, Refusal, Target, bearer_call
 from andthen.wire.deferred import Deferred
 from andthen.wire.failures import VendorError, cut_short, failure, garbled, retry_after_s
-
-_MAX_REPLY_BYTES = 64 * 2**20
+from andthen.wire.whole import MAX_REPLY_BYTES
 
 _REASONS: Mapping[str, FinishReason] = {"stop": "stop", "length": "length"}
 _OPTIONS: Mapping[str, str] = {
@@ -45,13 +44,7 @@ class Language(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     path: str = "/api/generate"
 
     def encode(self, request: CompletionRequest, target: Target, *, streams: bool) -> Call:
-        key = (("authorization", f"Bearer {target.key}"),) if target.key else ()
-        return Call(
-            url=target.address + self.path,
-            headers=(("content-type", "application/json"), *key, *target.headers),
-            body=msgspec.json.encode(_body(request, target, streams=streams)),
-            streams=streams,
-        )
+        return bearer_call(target, self.path, _body(request, target, streams=streams), streams=streams)
 
     def decoder(self, request: CompletionRequest, target: Target, *, streams: bool) -> Decoder:
         return _Decoder(request, target, streams=streams)
@@ -167,7 +160,7 @@ class _Decoder:
     def _hold(self, part: bytes) -> None:
         self._parts.append(part)
         self._size += len(part)
-        if self._size > _MAX_REPLY_BYTES:
+        if self._size > MAX_REPLY_BYTES:
             raise garbled(self._target, "is too long")
 
     def _line(self) -> list[Event]:
