@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from msgspec.structs import replace
 
 from andthen.books.ledger import Bounded, Call, Intent, Settlement, Tokens, worst_prompt_tokens
 from andthen.books.policy import Budget
-from andthen.books.store import SqlStore, open_store
+from andthen.books.store import BadEntry, SqlStore, open_store
 from andthen.books.store.ledger import Spent, period_start_ms
 
 TOTAL = Budget(window="total", micros=1_000)
@@ -158,3 +159,43 @@ def test_a_prompt_has_at_most_a_token_for_each_byte() -> None:
     assert worst_prompt_tokens("é") == 66
     assert worst_prompt_tokens((1, 2)) == 66
     assert worst_prompt_tokens("é", tokens=1) == 1
+
+
+def test_what_was_given_up_for_lost_is_settled_after_all_when_its_process_comes_back(store: SqlStore) -> None:
+    one = intent(1, budgets=(TOTAL,))
+    store.record([one])
+    store.renew("here", -1)
+    assert store.release_lost() == 1
+    store.record([settled(one)])
+    store.record([settled(one)])
+    assert store.spent("key_a", [TOTAL]) == [Spent(30, 0, 15, 0)]
+    assert [(row.requests, row.failed, row.cost_micros) for row in store.usage(["key"])] == [(1, 0, 30)]
+
+
+def test_an_entry_that_no_database_can_hold_is_told_from_a_database_that_is_gone(store: SqlStore) -> None:
+    with pytest.raises(BadEntry):
+        store.record([intent(1), settled(intent(2), total_ms=2**70)])
+    assert store.usage(["key"]) == []
+
+
+def test_two_writers_take_a_keys_periods_in_any_order_and_never_wait_for_each_other(place: str | Path) -> None:
+    """Around midnight, with budgets that name their windows in an order of their own."""
+    budgets = (Budget(window="total", tokens=10**9), Budget(window="day", tokens=10**9))
+
+    def write(number: int) -> None:
+        with closing(open_store(place)) as store:
+            for turn in range(40):
+                late = NOON_MS + 86_400_000 * ((turn + number) % 2)
+                own = [
+                    intent(f"{number}-{turn}-{i}", budgets=budgets[:: 1 if i % 2 else -1],
+                           started_at_ms=late if i % 2 else NOON_MS)
+                    for i in range(4)
+                ]  # fmt: skip
+                store.record(own)
+                store.record([settled(one) for one in reversed(own)])
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(write, range(3)))
+    with closing(open_store(place)) as store:
+        (total,) = store.spent("key_a", [budgets[0]])
+    assert total == Spent(3 * 40 * 4 * 30, 0, 3 * 40 * 4 * 15, 0)

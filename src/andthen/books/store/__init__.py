@@ -14,6 +14,7 @@ from andthen.books.keys import Key, KeyRing
 from andthen.books.policy import UNBOUNDED, Budget, Policy
 from andthen.books.store.errors import (
     BadAddress,
+    BadEntry,
     BooksError,
     KeyEnded,
     NameTaken,
@@ -30,8 +31,8 @@ from andthen.books.store.sqlite import back_up, sqlite_engine
 from andthen.books.store.usage import Group, UsageBook, UsageRow
 
 __all__ = [
-    "CLI", "FIRST_KEY_NAME", "HEAD", "METADATA", "BadAddress", "BooksError", "Change", "IssuedKey", "KeyChange",
-    "KeyEnded", "NameTaken", "NoSuchKey", "SchemaTooNew", "SchemaTooOld", "SqlStore", "Store", "StoreUnavailable",
+    "CLI", "FIRST_KEY_NAME", "HEAD", "METADATA", "BadAddress", "BadEntry", "BooksError", "Change", "IssuedKey",
+    "KeyChange", "KeyEnded", "NameTaken", "NoSuchKey", "SchemaTooNew", "SchemaTooOld", "SqlStore", "Store", "StoreUnavailable",
     "open_postgres", "open_sqlite", "open_store",
 ]  # fmt: skip
 

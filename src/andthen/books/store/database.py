@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import sqlalchemy as sa
 
-from andthen.books.store.errors import SchemaTooNew, SchemaTooOld, StoreUnavailable
+from andthen.books.store.errors import BadEntry, SchemaTooNew, SchemaTooOld, StoreUnavailable
 from andthen.books.store.schema import HEAD, STAMPS
 
 
@@ -104,6 +104,8 @@ class Database:
         """Tells a database's failure in our words."""
         try:
             yield
+        except (sa.exc.DataError, sa.exc.IntegrityError, OverflowError, UnicodeError) as error:
+            raise BadEntry(f"the database {self._place} can't hold what was to be written: {error}") from error
         except sa.exc.DBAPIError as error:
             raise StoreUnavailable(
                 f"the database {self._place} can't be used: {str(error.orig).strip()}. See that it is whole and can be"

@@ -11,6 +11,10 @@ class StoreUnavailable(BooksError):
     """The database is missing, locked, full or broken. It may come back."""
 
 
+class BadEntry(BooksError):
+    """What was to be written no database can hold; it is whole itself."""
+
+
 class SchemaTooNew(BooksError):
     """A newer andthen has changed the database."""
 

@@ -1,14 +1,14 @@
 """The ledger in the database: requests, their calls, and what keys have spent.
 
-Whatever has gathered is applied in one transaction, a key's entries in their order and the keys in theirs, so that two
-writers never wait for each other in a circle. A budget is read under a lock that is held until its change is
-committed: spent and reserved together never pass the bound, whoever else writes. Its row comes into being with what
-the ledger knows of the period, so a budget that is set in the middle of a month counts the whole month.
+Whatever has gathered is applied in one transaction, under a lock on each of its keys that is held until it is committed
+and was taken before anything else: two writers never wait for each other in a circle, and spent and reserved together
+never pass a bound, whoever else writes. A budget's row comes into being with what the ledger knows of the period, so a
+budget that is set in the middle of a month counts the whole month.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
@@ -18,6 +18,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from andthen.books.ledger import Bounded, Intent, Settlement
 from andthen.books.policy import WINDOWS, Budget, Window
 from andthen.books.store.database import Database, now_ms
+from andthen.books.store.postgres import KEYS_LOCK
 from andthen.books.store.schema import CALLS, HOLDERS, REQUESTS, SPENDING
 
 Entry = Intent | Settlement
@@ -41,11 +42,15 @@ class Ledger(Database):
 
         Returns:
             For each entry None, or for an intent that was not taken the budget that has no room.
+
+        Raises:
+            StoreUnavailable
+            BadEntry: one of them can't be written, and so none was.
         """
         results: list[Bounded | None] = [None] * len(entries)
         with self.writing() as connection:
-            for place in sorted(range(len(entries)), key=lambda i: _intent(entries[i]).key_id):
-                entry = entries[place]
+            _lock(connection, {_intent(entry).key_id for entry in entries})
+            for place, entry in enumerate(entries):
                 if isinstance(entry, Intent):
                     results[place] = _intend(connection, entry)
                 else:
@@ -64,7 +69,8 @@ class Ledger(Database):
         with self.writing() as connection:
             alive = sa.select(HOLDERS.c.id).where(HOLDERS.c.until_ms >= now_ms())
             left = sa.select(REQUESTS).where(REQUESTS.c.settled_at_ms.is_(None), REQUESTS.c.holder.not_in(alive))
-            lost = connection.execute(left.order_by(REQUESTS.c.key_id)).all()
+            lost = connection.execute(left).all()
+            _lock(connection, {row.key_id for row in lost})
             for row in lost:
                 _settle(connection, Settlement(
                     intent=_read_intent(row), status=500, ended_by="lost", code="lost", settled_at_ms=now_ms()
@@ -74,8 +80,12 @@ class Ledger(Database):
 
     def spent(self, key_id: str, budgets: Sequence[Budget]) -> list[Spent]:
         """What of each budget is used up in its present period."""
-        with self.writing() as connection:
-            return [_spending(connection, key_id, budget.window, now_ms()) for budget in budgets]
+        with self.reading() as connection:
+            starts_ms = [(budget.window, period_start_ms(budget.window, now_ms())) for budget in budgets]
+            return [
+                _kept(connection, _of(key_id, window, start_ms)) or _known(connection, key_id, start_ms)
+                for window, start_ms in starts_ms
+            ]
 
 
 def period_start_ms(window: Window, at_ms: int) -> int:
@@ -117,11 +127,17 @@ def _bounded(budget: Budget, spent: Spent, intent: Intent) -> Bounded | None:
 def _settle(connection: sa.Connection, settlement: Settlement) -> None:
     intent, tokens = settlement.intent, settlement.tokens
     values = _closed(settlement)
-    is_open = sa.and_(REQUESTS.c.id == intent.id, REQUESTS.c.settled_at_ms.is_(None))
     released = Spent(reserved_micros=-intent.reserved_micros, reserved_tokens=-intent.reserved_tokens)
-    if connection.execute(REQUESTS.update().where(is_open).values(values)).rowcount == 0:
-        row = _insert(connection, REQUESTS).values(_opened(intent) | values).on_conflict_do_nothing()
-        if connection.execute(row.returning(REQUESTS.c.id)).first() is None:
+    closing = REQUESTS.update().where(REQUESTS.c.id == intent.id).values(values)
+    if connection.execute(closing.where(REQUESTS.c.settled_at_ms.is_(None))).rowcount == 0:
+        # Of one that was taken for dead, because the database was gone while its lease ran out, the truth is told late.
+        took = _insert(connection, REQUESTS).values(_opened(intent) | values)
+        made = took.on_conflict_do_update(
+            index_elements=["id"],
+            set_=values,
+            where=sa.and_(REQUESTS.c.ended_by == "lost", sa.literal(settlement.ended_by) != "lost"),
+        )
+        if connection.execute(made.returning(REQUESTS.c.id)).first() is None:
             return  # it was settled before
         released = Spent()
     _change(connection, intent, released._replace(micros=settlement.cost_micros, tokens=tokens.total))
@@ -176,16 +192,20 @@ def _read_intent(row: Any) -> Intent:
 
 
 def _spending(connection: sa.Connection, key_id: str, window: Window, at_ms: int) -> Spent:
-    """What is used up of a period, under a lock that is held until the transaction ends."""
+    """What is used up of a period; the key is locked."""
     start_ms = period_start_ms(window, at_ms)
-    found = sa.select(*(SPENDING.c[name] for name in Spent._fields)).where(_of(key_id, window, start_ms))
-    row = connection.execute(found.with_for_update()).first()
-    if row is None:
-        first = _known(connection, key_id, start_ms)
-        made = _insert(connection, SPENDING).values(key_id=key_id, window=window, start_ms=start_ms, **first._asdict())
-        connection.execute(made.on_conflict_do_nothing())
-        row = connection.execute(found.with_for_update()).one()
-    return Spent(*map(int, row))
+    spent = _kept(connection, _of(key_id, window, start_ms))
+    if spent is None:
+        spent = _known(connection, key_id, start_ms)
+        row = {"key_id": key_id, "window": window, "start_ms": start_ms, **spent._asdict()}
+        connection.execute(SPENDING.insert().values(row))
+    return spent
+
+
+def _kept(connection: sa.Connection, which: sa.ColumnElement[bool]) -> Spent | None:
+    """What a period's row says; None where it has none."""
+    row = connection.execute(sa.select(*(SPENDING.c[name] for name in Spent._fields)).where(which)).first()
+    return None if row is None else Spent(*map(int, row))
 
 
 def _known(connection: sa.Connection, key_id: str, start_ms: int) -> Spent:
@@ -214,6 +234,12 @@ def _change(connection: sa.Connection, intent: Intent, by: Spent) -> None:
 
 def _of(key_id: str, window: Window, start_ms: int) -> sa.ColumnElement[bool]:
     return sa.and_(SPENDING.c.key_id == key_id, SPENDING.c.window == window, SPENDING.c.start_ms == start_ms)
+
+
+def _lock(connection: sa.Connection, key_ids: Collection[str]) -> None:
+    """Lets nobody else change what these keys have spent until the transaction ends. In SQLite nobody else writes."""
+    if connection.dialect.name == "postgresql" and key_ids:
+        connection.execute(sa.text(KEYS_LOCK), {"keys": sorted(key_ids)})
 
 
 def _insert(connection: sa.Connection, table: sa.Table) -> Any:

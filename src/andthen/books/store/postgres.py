@@ -12,6 +12,11 @@ from andthen.books.store.errors import BadAddress
 
 MIGRATION_LOCK = "SET LOCAL statement_timeout = 0; SELECT pg_advisory_xact_lock(7165918216330246248)"
 """The number is any that nobody else uses: whoever migrates waits for the others who do."""
+KEYS_LOCK = """
+SELECT pg_advisory_xact_lock(number)
+FROM (SELECT hashtextextended(key, 0) AS number FROM unnest(CAST(:keys AS text[])) AS key ORDER BY 1 OFFSET 0) AS each
+"""
+"""Whoever changes what keys have spent waits for the others who do; all take the locks in one order."""
 _SCHEMES = ("postgresql://", "postgres://")
 _CONNECT_TIMEOUT_S = 2
 _STATEMENT_TIMEOUT_MS = 5000
