@@ -219,7 +219,13 @@ def _emulate(parameters: dict[str, Ability], whole: Mapping[str, Ability]) -> No
     least = parameters["max_tokens"].minimum
     if least:
         parameters["max_tokens"] = replace(parameters["max_tokens"], minimum=0, native_minimum=least)
-    parameters["stream"] = parameters["stream_options"] = NATIVE
+    parameters["stream"] = NATIVE
+    if parameters["stream_options"].support != "native":
+        parameters["stream_options"] = Ability(
+            "emulated",
+            how="counted",
+            reason="usage so far lacks the prompt until the vendor tells it, often at the end",
+        )
 
 
 def _prompt_forms(prompts: Sequence[PromptForm], *, as_message: bool) -> dict[PromptForm, Ability]:
