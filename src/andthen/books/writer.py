@@ -1,14 +1,16 @@
 """The ledger's pen: one thread that commits whatever has gathered as soon as the last commit has ended.
 
 An intent waits for its commit, since nothing may be spent before it is written down. A settlement that the database
-does not take goes to a file beside it and is written into the ledger later, once: what a caller got is never forgotten.
-The thread also renews the lease that says that this process lives, and gives back what dead ones had reserved.
+does not take, or not soon, goes to a file beside it and is written into the ledger later, once: what a caller got is
+never forgotten. The thread also renews the lease that says that this process lives, and gives back what dead ones had
+reserved.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import os
 import threading
 import time
@@ -29,8 +31,10 @@ LEASE_S = 20.0
 _RENEW_S = 5.0
 _INTENT_WAIT_S = 2.0
 """A request that can't be written down within this is refused."""
+_SETTLE_WAIT_S = 5.0
+"""A settlement that the database has not taken within this is written beside it."""
+_STOP_WAIT_S = 10.0
 _SPOOL = ".spool"
-_AT_ONCE = 256
 _LOG = structlog.get_logger("andthen.books")
 
 
@@ -47,14 +51,12 @@ class LedgerStore(Protocol):
 class _Waiting:
     """An entry and whoever waits for it."""
 
-    __slots__ = ("entry", "future", "loop", "withdrawn")
+    __slots__ = ("entry", "future", "loop")
 
     def __init__(self, entry: Intent | Settlement, loop: asyncio.AbstractEventLoop) -> None:
         self.entry = entry
         self.loop = loop
         self.future: asyncio.Future[Bounded | None] = loop.create_future()
-        self.withdrawn = False
-        """Who asked does not wait any more: an intent that is written all the same is settled at once, at no cost."""
 
     def answer(self, result: Bounded | None) -> None:
         self._tell(self._set_result, result)
@@ -87,10 +89,15 @@ class LedgerWriter:
         self.holder = holder
         self._store = store
         self._spool = _Spool(folder, holder)
-        self._waiting: list[_Waiting] = []
+        self._waiting: dict[_Waiting, None] = {}
+        """In their order."""
+        self._taken: list[_Waiting] = []
+        """What the database is writing."""
         self._woken = threading.Condition()
         self._stopping = False
+        self._over = False
         self._healthy = True
+        self._release_at_s = 0.0
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
 
     @property
@@ -108,10 +115,14 @@ class LedgerWriter:
         with self._woken:
             self._stopping = True
             self._woken.notify()
-        await asyncio.to_thread(self._thread.join)
+        await asyncio.to_thread(self._thread.join, _STOP_WAIT_S)
+        with self._woken:
+            self._over = True
+        await asyncio.to_thread(self._set_aside)
 
     async def intend(self, intent: Intent) -> Bounded | None:
-        """Writes an intent down; tells the budget that has no room for it, if one has none.
+        """Writes an intent down; tells the budget that has no room for it, if one has none. Whatever becomes of it, who
+        asks settles it: one that is refused here may be written all the same.
 
         Raises:
             StoreUnavailable: it could not be written within 2 s.
@@ -123,29 +134,54 @@ class LedgerWriter:
         except TimeoutError:
             raise StoreUnavailable("the ledger takes too long to write") from None
         finally:
-            waiting.withdrawn = not (waiting.future.done() and not waiting.future.cancelled())
+            with self._woken:
+                self._waiting.pop(waiting, None)
 
     async def settle(self, settlement: Settlement) -> None:
         """Writes a settlement down, into the database or beside it. Goes on also when who waits for it leaves."""
-        await asyncio.shield(self._put(settlement).future)
+        waiting = self._put(settlement)
+        overdue = waiting.loop.call_later(_SETTLE_WAIT_S, self._on_overdue, waiting)
+        waiting.future.add_done_callback(lambda _: overdue.cancel())
+        await asyncio.shield(waiting.future)
 
     def _put(self, entry: Intent | Settlement) -> _Waiting:
         waiting = _Waiting(entry, asyncio.get_running_loop())
         with self._woken:
-            self._waiting.append(waiting)
+            self._waiting[waiting] = None
             self._woken.notify()
+        if self._over:  # a request that has outlived the server
+            self._on_overdue(waiting)
         return waiting
+
+    def _on_overdue(self, waiting: _Waiting) -> None:
+        if not waiting.future.done():
+            threading.Thread(target=self._set_aside, name="ledger-spool", daemon=True).start()
+
+    def _set_aside(self) -> None:
+        """The database stands still: what it has not taken is written beside it. That it may take some of it all the
+        same is no harm, since a settlement counts once."""
+        with self._woken:
+            found = [one for one in (*self._taken, *self._waiting) if isinstance(one.entry, Settlement)]
+            self._taken = [one for one in self._taken if one not in found]
+            for one in found:
+                self._waiting.pop(one, None)
+        self._spool.add([one.entry for one in found if isinstance(one.entry, Settlement)])
+        for one in found:
+            one.answer(None)
 
     def _run(self) -> None:
         renew_at_s = 0.0
         while True:
             with self._woken:
                 self._woken.wait_for(lambda: self._waiting or self._stopping, max(0.0, renew_at_s - time.monotonic()))
-                taken, self._waiting = self._waiting, []
+                taken, self._waiting = list(self._waiting), {}
+                self._taken = taken
                 if self._stopping and not taken:
                     break
             if taken:
                 self._write(taken)
+                with self._woken:
+                    self._taken = []
             if time.monotonic() >= renew_at_s:
                 renew_at_s = time.monotonic() + _RENEW_S
                 self._keep_house()
@@ -154,48 +190,61 @@ class LedgerWriter:
     def _write(self, taken: list[_Waiting]) -> None:
         try:
             results = self._store.record([waiting.entry for waiting in taken])
-        except Exception as error:
+        except StoreUnavailable as error:
             self._lose(taken, error)
-            return
-        self._note(True)
-        for waiting, result in zip(taken, results, strict=True):
-            waiting.answer(result)
-            if waiting.withdrawn and result is None and isinstance(waiting.entry, Intent):
-                self._release(waiting.entry)
+        except Exception as error:
+            if len(taken) > 1:  # the others need not suffer for one that can't be written
+                for waiting in taken:
+                    self._write([waiting])
+            else:
+                self._refuse(taken[0], error)
+        else:
+            self._note(True)
+            for waiting, result in zip(taken, results, strict=True):
+                waiting.answer(result)
 
-    def _lose(self, taken: list[_Waiting], error: Exception) -> None:
+    def _refuse(self, waiting: _Waiting, error: Exception) -> None:
+        """No try will write it."""
+        if isinstance(waiting.entry, Settlement):
+            _tell_refused(waiting.entry, error)
+            waiting.answer(None)
+        else:
+            waiting.fail(error if isinstance(error, BooksError) else StoreUnavailable(f"the ledger failed: {error!r}"))
+
+    def _lose(self, taken: list[_Waiting], error: StoreUnavailable) -> None:
         """The database did not take them."""
         self._note(False, error)
-        told = error if isinstance(error, BooksError) else StoreUnavailable(f"the ledger failed: {error!r}")
-        settlements = [waiting for waiting in taken if isinstance(waiting.entry, Settlement)]
-        self._spool.add([waiting.entry for waiting in settlements if isinstance(waiting.entry, Settlement)])
+        self._spool.add([waiting.entry for waiting in taken if isinstance(waiting.entry, Settlement)])
         for waiting in taken:
             if isinstance(waiting.entry, Settlement):
                 waiting.answer(None)
             else:
-                waiting.fail(told)
+                waiting.fail(error)
 
-    def _release(self, intent: Intent) -> None:
-        """Gives back what an intent had reserved that was written after its request had been refused."""
-        now_ms = time.time_ns() // 1_000_000
-        nothing = Settlement(
-            intent=intent, status=503, ended_by="error", code="ledger_unavailable", settled_at_ms=now_ms
-        )
+    def _replay(self, settlements: list[Settlement]) -> None:
+        """Raises `StoreUnavailable`."""
         try:
-            self._store.record([nothing])
+            self._store.record(settlements)
+        except StoreUnavailable:
+            raise
         except Exception as error:
-            self._note(False, error)
-            self._spool.add([nothing])
+            if len(settlements) == 1:
+                _tell_refused(settlements[0], error)
+            else:
+                for settlement in settlements:
+                    self._replay([settlement])
 
     def _keep_house(self, lease_s: float = LEASE_S) -> None:
         """Renews the lease, gives back what is lost, and writes what lies beside the database into it."""
         try:
             self._store.renew(self.holder, lease_s)
-            if written := self._spool.write_back(self._store.record):
+            if written := self._spool.write_back(self._replay):
                 _LOG.info("ledger_caught_up", settlements=written)
-            if lost := self._store.release_lost():
+            if time.monotonic() >= self._release_at_s and (lost := self._store.release_lost()):
                 _LOG.warning("ledger_released_lost", requests=lost)
         except Exception as error:
+            # Who could not renew their leases either must come to it first.
+            self._release_at_s = time.monotonic() + LEASE_S
             self._note(False, error)
         else:
             self._note(True)
@@ -209,53 +258,51 @@ class LedgerWriter:
         self._healthy = healthy
 
 
+def _tell_refused(settlement: Settlement, error: Exception) -> None:
+    _LOG.error("ledger_entry_refused", request=settlement.intent.id, reason=str(error))
+
+
 class _Spool:
     """Settlements in files beside the database, one JSON a line, until the database takes them.
 
-    A process writes into its own file and reads everybody's: those of the dead too. A file that two read is no harm,
-    since a settlement counts once.
+    A file is whole once it has its name and is never written again. Everybody reads everybody's, those of the dead
+    too; that two read the same is no harm, since a settlement counts once.
     """
 
     def __init__(self, folder: Path, holder: str) -> None:
         self._folder = folder
-        self._own = folder / f"ledger-{holder}{_SPOOL}"
+        self._name = f"ledger-{holder}"
+        self._numbers = itertools.count(1)
 
     def add(self, settlements: list[Settlement]) -> None:
-        """Appends, and waits until the disk has it. Raises nothing: where the disk is full as well, the log gets it."""
+        """Waits until the disk has them. Raises nothing: where the disk is full as well, the log gets them."""
         if not settlements:
             return
-        lines = b"".join(msgspec.json.encode(settlement) + b"\n" for settlement in settlements)
+        part = self._folder / f"{self._name}-{next(self._numbers)}.part"
         try:
-            descriptor = os.open(self._own, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-            try:
-                os.write(descriptor, lines)
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
-        except OSError as error:
-            _LOG.error("ledger_spool_failed", reason=str(error), settlements=lines.decode())
+            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+                file.writelines(msgspec.json.encode(settlement) + b"\n" for settlement in settlements)
+                file.flush()
+                os.fsync(file.fileno())
+            part.rename(part.with_suffix(_SPOOL))
+        except (OSError, ValueError) as error:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+            _LOG.error("ledger_spool_failed", reason=str(error), settlements=repr(settlements))
 
     def write_back(self, record: Callable[[list[Settlement]], object]) -> int:
         """Gives what lies in the files to `record`, and removes them; how many. Raises what `record` raises."""
         written = 0
-        for path in sorted(self._folder.glob(f"ledger-*{_SPOOL}*")):
-            taken = path.with_name(f"{path.name.partition(_SPOOL)[0]}{_SPOOL}.taken")
+        for path in sorted(self._folder.glob(f"ledger-*{_SPOOL}")):
             try:
-                path.replace(taken)  # what is appended from now on goes into a new file
-                settlements = _read(taken)
+                settlements = [msgspec.json.decode(line, type=Settlement) for line in path.read_bytes().splitlines()]
             except FileNotFoundError:
-                continue  # another took it
-            for start in range(0, len(settlements), _AT_ONCE):
-                record(settlements[start : start + _AT_ONCE])
-            taken.unlink(missing_ok=True)
+                continue  # another wrote it back
+            except msgspec.MsgspecError as error:
+                _LOG.error("ledger_spool_unreadable", file=str(path), reason=str(error))
+                path.rename(path.with_suffix(".unreadable"))
+                continue
+            record(settlements)
+            path.unlink(missing_ok=True)
             written += len(settlements)
         return written
-
-
-def _read(path: Path) -> list[Settlement]:
-    """A line that was cut off at the file's end is passed over."""
-    found: list[Settlement] = []
-    for line in path.read_bytes().splitlines():
-        with contextlib.suppress(msgspec.MsgspecError):
-            found.append(msgspec.json.decode(line, type=Settlement))
-    return found

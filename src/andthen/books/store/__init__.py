@@ -32,8 +32,8 @@ from andthen.books.store.usage import Group, UsageBook, UsageRow
 
 __all__ = [
     "CLI", "FIRST_KEY_NAME", "HEAD", "METADATA", "BadAddress", "BadEntry", "BooksError", "Change", "IssuedKey",
-    "KeyChange", "KeyEnded", "NameTaken", "NoSuchKey", "SchemaTooNew", "SchemaTooOld", "SqlStore", "Store", "StoreUnavailable",
-    "open_postgres", "open_sqlite", "open_store",
+    "KeyChange", "KeyEnded", "NameTaken", "NoSuchKey", "SchemaTooNew", "SchemaTooOld", "SqlStore", "Store",
+    "StoreUnavailable", "open_postgres", "open_sqlite", "open_store",
 ]  # fmt: skip
 
 

@@ -44,7 +44,11 @@ def postgres_engine(url: str) -> tuple[sa.Engine, str]:
     engine = sa.create_engine(
         named.set(drivername="postgresql+psycopg"),
         pool_pre_ping=True,  # a server that was restarted costs a connection, not a request
-        connect_args={"connect_timeout": _CONNECT_TIMEOUT_S, "application_name": "andthen"},
+        connect_args={
+            "connect_timeout": _CONNECT_TIMEOUT_S,
+            "tcp_user_timeout": _STATEMENT_TIMEOUT_MS,  # a machine that is gone answers nothing, not even that it is
+            "application_name": "andthen",
+        },
         hide_parameters=True,
     )
 
