@@ -32,6 +32,9 @@ CountTokens = Callable[[str, str], Awaitable[int]]
 """(whole name of a local model, text) → tokens, a document's start included."""
 _MARKERS = 8
 """More than any model's marks of a gap to fill."""
+_NAME_MAX = 256
+_TOKENS_MAX = 2**40
+"""More than any call has: a vendor that tells more must not pass what a column of the ledger holds."""
 
 
 class Outcome(Struct, frozen=True, kw_only=True):
@@ -137,10 +140,10 @@ class Accounts:
         model, told = exchange
         usage = told.usage
         tokens = Tokens(
-            prompt=usage.prompt_tokens,
-            cached=usage.cached_tokens or 0,
-            completion=usage.completion_tokens,
-            reasoning=usage.reasoning_tokens or 0,
+            prompt=_count(usage.prompt_tokens),
+            cached=_count(usage.cached_tokens),
+            completion=_count(usage.completion_tokens),
+            reasoning=_count(usage.reasoning_tokens),
             source=usage.source,
         )
         price = self._prices.price(model, at_ms)
@@ -148,7 +151,7 @@ class Accounts:
         if price is not None and tokens.total:
             cost = price.cost_micros(tokens.prompt, tokens.completion, cached=tokens.cached, reasoning=tokens.reasoning)
         call = Call(
-            model=model[:256], status=told.status, tokens=tokens, cost_micros=cost, took_ms=round(1000 * told.took_s),
+            model=_name(model), status=told.status, tokens=tokens, cost_micros=cost, took_ms=round(1000 * told.took_s),
         )  # fmt: skip
         return call, "" if price is None else f"{price.prompt} + {price.completion} USD per million tokens"
 
@@ -164,7 +167,7 @@ class Account:
     def note(self, request: CompletionRequest) -> None:
         """What was asked, once that is known."""
         self._intent = replace(
-            self._intent, model=request.model[:256], stream=request.stream, user=(request.user or "")[:256]
+            self._intent, model=_name(request.model), stream=request.stream, user=_name(request.user or "")
         )
 
     async def hold(self, request: CompletionRequest, work: Work) -> None:
@@ -195,7 +198,7 @@ class Account:
             ended_by=outcome.ended_by,
             settled_at_ms=_now_ms(),
             code=outcome.code,
-            model=outcome.model[:256],
+            model=_name(outcome.model),
             tokens=_sum([call.tokens for call in calls]),
             cost_micros=sum(call.cost_micros for call in calls),
             price=next((price for _, price in reversed(costed) if price), ""),
@@ -210,6 +213,15 @@ class Account:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+def _name(text: str) -> str:
+    """As every database can hold it: PostgreSQL's texts take no NUL."""
+    return text.replace("\0", "")[:_NAME_MAX]
+
+
+def _count(tokens: int | None) -> int:
+    return min(max(0, tokens or 0), _TOKENS_MAX)
 
 
 def _completions(part: Part) -> int:
