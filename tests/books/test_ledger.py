@@ -13,7 +13,7 @@ from msgspec.structs import replace
 
 from andthen.books.ledger import Bounded, Call, Intent, Settlement, Tokens, worst_prompt_tokens
 from andthen.books.policy import Budget
-from andthen.books.store import BadEntry, SqlStore, open_store
+from andthen.books.store import BadEntry, SqlStore, ledger, open_store
 from andthen.books.store.ledger import Spent, period_start_ms
 
 TOTAL = Budget(window="total", micros=1_000)
@@ -199,3 +199,13 @@ def test_two_writers_take_a_keys_periods_in_any_order_and_never_wait_for_each_ot
     with closing(open_store(place)) as store:
         (total,) = store.spent("key_a", [budgets[0]])
     assert total == Spent(2 * 15 * 4 * 30, 0, 2 * 15 * 4 * 15, 0)
+
+
+def test_a_lease_runs_by_the_databases_clock_where_several_machines_share_it(
+    postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with closing(open_store(postgres, migrate=True)) as store:
+        store.record([intent(1)])
+        store.renew("here", 20.0)
+        monkeypatch.setattr(ledger, "now_ms", lambda: NOON_MS * 2)
+        assert store.release_lost() == 0

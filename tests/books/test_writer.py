@@ -199,3 +199,15 @@ async def test_after_an_outage_nobody_is_taken_for_dead_before_they_could_renew_
         await asyncio.sleep(0.05)
         store.mood = lambda: None
     assert released == 0
+
+
+async def test_a_process_has_its_lease_before_its_first_entry(tmp_path: Path) -> None:
+    store = Fake()
+    leases_by_then: list[int] = []
+    store.mood = lambda: leases_by_then.append(len(store.leases))
+    pen = LedgerWriter(store, "here", tmp_path)
+    entry = asyncio.create_task(pen.intend(intent(1)))
+    await asyncio.sleep(0)
+    async with pen:
+        await entry
+    assert leases_by_then[:2] == [0, 1]

@@ -149,8 +149,8 @@ class LedgerWriter:
         with self._woken:
             self._waiting[waiting] = None
             self._woken.notify()
-        if self._over:  # a request that has outlived the server
-            self._on_overdue(waiting)
+        if self._over:  # a request that has outlived the server: the process ends any moment
+            self._set_aside()
         return waiting
 
     def _on_overdue(self, waiting: _Waiting) -> None:
@@ -178,13 +178,13 @@ class LedgerWriter:
                 self._taken = taken
                 if self._stopping and not taken:
                     break
+            if time.monotonic() >= renew_at_s:  # the first time too: nothing is to be written without a lease
+                renew_at_s = time.monotonic() + _RENEW_S
+                self._keep_house()
             if taken:
                 self._write(taken)
                 with self._woken:
                     self._taken = []
-            if time.monotonic() >= renew_at_s:
-                renew_at_s = time.monotonic() + _RENEW_S
-                self._keep_house()
         self._keep_house(lease_s=0.0)
 
     def _write(self, taken: list[_Waiting]) -> None:

@@ -18,7 +18,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from andthen.books.ledger import Bounded, Intent, Settlement
 from andthen.books.policy import WINDOWS, Budget, Window
 from andthen.books.store.database import Database, now_ms
-from andthen.books.store.postgres import KEYS_LOCK
+from andthen.books.store.postgres import CLOCK_MS, KEYS_LOCK
 from andthen.books.store.schema import CALLS, HOLDERS, REQUESTS, SPENDING
 
 Entry = Intent | Settlement
@@ -59,15 +59,16 @@ class Ledger(Database):
 
     def renew(self, holder: str, lease_s: float) -> None:
         """The process `holder` lives, for so long at least."""
-        until_ms = now_ms() + round(lease_s * 1000)
         with self.writing() as connection:
+            until_ms = _clock_ms(connection) + round(lease_s * 1000)
             row = _insert(connection, HOLDERS).values(id=holder, until_ms=until_ms)
             connection.execute(row.on_conflict_do_update(index_elements=["id"], set_={"until_ms": until_ms}))
 
     def release_lost(self) -> int:
         """Settles what dead processes left open: as lost, at no cost, its reservation given back. How many."""
         with self.writing() as connection:
-            alive = sa.select(HOLDERS.c.id).where(HOLDERS.c.until_ms >= now_ms())
+            at_ms = _clock_ms(connection)
+            alive = sa.select(HOLDERS.c.id).where(HOLDERS.c.until_ms >= at_ms)
             left = sa.select(REQUESTS).where(REQUESTS.c.settled_at_ms.is_(None), REQUESTS.c.holder.not_in(alive))
             lost = connection.execute(left).all()
             _lock(connection, {row.key_id for row in lost})
@@ -75,7 +76,7 @@ class Ledger(Database):
                 _settle(connection, Settlement(
                     intent=_read_intent(row), status=500, ended_by="lost", code="lost", settled_at_ms=now_ms()
                 ))  # fmt: skip
-            connection.execute(HOLDERS.delete().where(HOLDERS.c.until_ms < now_ms() - _DAY_MS))
+            connection.execute(HOLDERS.delete().where(HOLDERS.c.until_ms < at_ms - _DAY_MS))
             return len(lost)
 
     def spent(self, key_id: str, budgets: Sequence[Budget]) -> list[Spent]:
@@ -240,6 +241,13 @@ def _lock(connection: sa.Connection, key_ids: Collection[str]) -> None:
     """Lets nobody else change what these keys have spent until the transaction ends. In SQLite nobody else writes."""
     if connection.dialect.name == "postgresql" and key_ids:
         connection.execute(sa.text(KEYS_LOCK), {"keys": sorted(key_ids)})
+
+
+def _clock_ms(connection: sa.Connection) -> int:
+    """Milliseconds since 1970, by the clock of the database where other machines use it too."""
+    if connection.dialect.name == "postgresql":
+        return int(connection.execute(sa.text(CLOCK_MS)).scalar_one())
+    return now_ms()
 
 
 def _insert(connection: sa.Connection, table: sa.Table) -> Any:

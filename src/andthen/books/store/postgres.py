@@ -17,6 +17,7 @@ SELECT pg_advisory_xact_lock(number)
 FROM (SELECT hashtextextended(key, 0) AS number FROM unnest(CAST(:keys AS text[])) AS key ORDER BY 1 OFFSET 0) AS each
 """
 """Whoever changes what keys have spent waits for the others who do; all take the locks in one order."""
+CLOCK_MS = "SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)"
 _SCHEMES = ("postgresql://", "postgres://")
 _CONNECT_TIMEOUT_S = 2
 _STATEMENT_TIMEOUT_MS = 5000
