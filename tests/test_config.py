@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
 from andthen import config
-from andthen.config import ConfigError, load
+from andthen.config import ConfigError, database, load
 from andthen.config.markdown import settings_markdown
 from andthen.config.values import setting_types, variable_name
 
@@ -271,3 +272,22 @@ def test_what_is_no_address_of_redis_is_told_without_its_password(
     with pytest.raises(ConfigError, match=r"line 4: \[books\] redis is no address of Redis") as from_file:
         load(environ)
     assert "secret" not in f"{from_variable.value}{from_file.value}"
+
+
+@pytest.mark.parametrize("read", [load, database])
+@pytest.mark.parametrize("url", ["mysql://me:secret@host/x", "sqlite:///secret.db", "secret.db", "secret:5432/x"])
+def test_what_is_no_address_of_postgres_becomes_no_file(
+    environ: dict[str, str], home: Path, url: str, read: Callable[[dict[str, str]], object]
+) -> None:
+    with pytest.raises(ConfigError, match="ANDTHEN_BOOKS_DATABASE: is no address of PostgreSQL") as from_variable:
+        read(environ | {"ANDTHEN_BOOKS_DATABASE": url})
+    write(home, f"[server]\nport = 1\n[books]\ndatabase = {msgspec.json.encode(url).decode()}\n")
+    with pytest.raises(ConfigError, match=r"line 4: \[books\] database is no address of PostgreSQL") as from_file:
+        read(environ)
+    assert "secret" not in f"{from_variable.value}{from_file.value}"
+
+
+def test_a_wrong_entry_of_a_list_is_told_by_its_place(environ: dict[str, str], home: Path) -> None:
+    write(home, "[models.'team/any']\ndeployments = [{ model = 'local/tale' }, { model = 'local/tale', wieght = 2 }]\n")
+    with pytest.raises(ConfigError, match=r"\(`\[1\]`: Object contains unknown field `wieght`\)"):
+        load(environ)

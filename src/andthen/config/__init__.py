@@ -17,7 +17,7 @@ from msgspec import Struct
 
 from andthen.books.prices import Prices
 from andthen.books.settings import BooksSettings
-from andthen.config.books import checked_books
+from andthen.config.books import checked_books, checked_database
 from andthen.config.file import FILE_NAME, FILE_VARIABLE, SettingsFile
 from andthen.config.local_models import HOUSE_MODEL, local_models
 from andthen.config.prices import prices
@@ -122,7 +122,8 @@ def database(environ: Mapping[str, str], *, file: Path | None = None) -> str:
     """
     home = home_folder(environ)
     settings = SettingsFile.find(file, environ, home)
-    return _place(typing.cast("BooksSettings", _section("books", BooksSettings, settings, environ, {})), home)
+    books = typing.cast("BooksSettings", _section("books", BooksSettings, settings, environ, {}))
+    return _place(checked_database(books, settings), home)
 
 
 def _place(books: BooksSettings, home: Path) -> str:

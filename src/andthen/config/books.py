@@ -13,14 +13,31 @@ from andthen.config.values import ConfigError, variable_name
 
 def checked_books(settings: BooksSettings, file: SettingsFile) -> BooksSettings:
     """The settings as they are. Raises ConfigError."""
+    checked_database(settings, file)
     try:
         if settings.redis:
             _check_redis(settings.redis)
     except ValueError as error:
-        if file.at(("books", "redis")) == settings.redis:
-            raise file.error(("books", "redis"), f"[books] redis {error}") from None
-        raise ConfigError(f"{variable_name('books', 'redis')}: {error}") from None
+        raise _wrong("redis", settings.redis, str(error), file) from None
     return settings
+
+
+def checked_database(settings: BooksSettings, file: SettingsFile) -> BooksSettings:
+    """The settings as they are, whatever is wrong about those of Redis. Raises ConfigError."""
+    place = settings.database
+    # SQLite would make a file of whatever it is given, in whatever folder the command was started in.
+    if place and not place.startswith(("postgresql://", "postgres://", "/")):
+        what = (
+            "is no address of PostgreSQL: write postgresql://user:password@host:5432/name, or leave it out for SQLite"
+        )
+        raise _wrong("database", place, what, file)
+    return settings
+
+
+def _wrong(name: str, value: str, what: str, file: SettingsFile) -> ConfigError:
+    if file.at(("books", name)) == value:
+        return file.error(("books", name), f"[books] {name} {what}")
+    return ConfigError(f"{variable_name('books', name)}: {what}")
 
 
 def _check_redis(url: str) -> None:

@@ -35,8 +35,9 @@ def checked(value: object, wanted: object, error: Callable[[str], ConfigError]) 
     """The value as the type that is wanted; `error` makes what is raised of the rule that it breaks."""
     try:
         return msgspec.convert(value, wanted)
-    except msgspec.ValidationError:
-        raise error(f"must be {describe(wanted)}") from None
+    except msgspec.ValidationError as found:
+        what, _, place = str(found).partition(" - at `$")  # in a list or a table, where
+        raise error(f"must be {describe(wanted)}" + (f" (`{place}: {what})" if place else "")) from None
 
 
 def describe(wanted: object) -> str:
