@@ -214,4 +214,6 @@ def test_the_log_has_no_traceback_and_nothing_of_prompts_and_keys(scripted: Runn
     assert line["model"] == "local/count"
     assert line["key_id"].startswith("key_")
     assert (line["prompt_tokens"], line["completion_tokens"]) == (3, 1)
+    assert "code" not in line
+    assert [line["code"] for line in scripted.events("request") if line["status"] == 404][-1] == "model_not_found"
     assert "unmentionable" not in scripted.ask("GET", "/metrics").body.decode()

@@ -82,6 +82,7 @@ class App:
         except Exception:
             _LOG.exception("request_failed", request=exchange.id, route=exchange.route)
             error = InternalError("Something went wrong here: send the request again. The log has the cause.")
+        exchange.code = error.code
         if exchange.status is None:
             await exchange.fail(error)
         else:
@@ -161,7 +162,7 @@ class App:
                 told[f"{kind}_tokens"] = tokens
         if not self._services.settings.access_log:
             return
-        for name in ("key_id", "account", "model"):
+        for name in ("code", "key_id", "account", "model"):
             if (value := getattr(exchange, name)) is not None:
                 told[name] = value
         log = _LOG.debug if exchange.chatty else _LOG.info

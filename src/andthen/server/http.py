@@ -56,6 +56,7 @@ class Exchange:
         "account",
         "address",
         "chatty",
+        "code",
         "headers",
         "id",
         "key",
@@ -97,6 +98,8 @@ class Exchange:
         """A configured name, once it is known to be one."""
         self.status: int | None = None
         """Of the reply, once it is begun."""
+        self.code: str | None = None
+        """Of the error that it ended with."""
         self.streams = False
         """The reply is a stream of events, in which an error may stand."""
         self.usage: tuple[int, int, int] | None = None
