@@ -156,3 +156,24 @@ def test_the_line_to_paste_is_one_shell_command() -> None:
         assert shlex.split(line)[-1] == '{"model": "local/tale", "prompt": "Once upon a time", "max_tokens": 64}'
     assert "other addresses" in banner("http://127.0.0.1:8001", "local/tale", None, open_to_all=True)
     assert re.search("port 8000 is taken", banner("http://127.0.0.1:8001", "local/tale", None, moved=True))
+
+
+def test_other_names_are_told_and_how_many_are_left_out_shows() -> None:
+    def told(*more: str) -> str:
+        return banner(
+            "http://127.0.0.1:1", "local/tale", None, more=more, command="ANDTHEN_HOME=/x andthen"
+        ).splitlines()[1]
+
+    assert told() == ""
+    assert told("team/any", "openai/…") == "and team/any, openai/…: `ANDTHEN_HOME=/x andthen models` tells"
+    assert told(*"abcdefgh").startswith("and a, b, c, d, e, f, …: ")
+
+
+def test_more_keys_are_made_where_this_server_finds_them(start: Start) -> None:
+    _, lines = start("--port", "0")
+    (first,) = [line.split()[-1] for line in lines if line.startswith("Your key")]
+    (line,) = [line.partition(": ")[2] for line in lines if line.startswith("More keys: ")]
+    made = subprocess.run(
+        ["bash", "-c", line], env={"PATH": "/usr/bin:/bin"}, capture_output=True, text=True, check=True
+    )
+    assert curl([lines[-1].replace(first, made.stdout.strip())]).stdout.endswith("\n200")

@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from andthen import __version__
 from andthen.cli.settings import config_option, default_model, settings
 
+if TYPE_CHECKING:
+    from andthen.config import Config
+
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - only told, not bound
 """What to call an address that stands for all of the machine's."""
+
+_SHOWN = 6
+"""How many more names are told at the start."""
 
 
 @click.command()
@@ -65,7 +74,13 @@ def serve(
                 issued = store.create_first_key()
                 secret = issued.secret if issued else None
                 text = banner(
-                    _url(address[0], address[1]), default_model(config), secret, moved=moved, open_to_all=open_to_all
+                    _url(address[0], address[1]),
+                    default_model(config),
+                    secret,
+                    more=_others(config),
+                    command=_command(config_file),
+                    moved=moved,
+                    open_to_all=open_to_all,
                 )
                 with contextlib.suppress(OSError):  # who closed stdout does not want it
                     click.echo(text)
@@ -75,23 +90,39 @@ def serve(
         raise click.ClickException(str(error)) from error
 
 
-def banner(url: str, model: str, first_key: str | None, *, moved: bool = False, open_to_all: bool = False) -> str:
+def banner(
+    url: str,
+    model: str,
+    first_key: str | None,
+    *,
+    more: Sequence[str] = (),
+    command: str = "andthen",
+    moved: bool = False,
+    open_to_all: bool = False,
+) -> str:
     """What is printed once the server serves, with a curl command on a line of its own.
 
     Args:
         first_key: the key that this start made, to be shown this once.
+        more: what it serves besides.
+        command: how `andthen` is called for the same state.
         moved: whether the usual port was taken.
         open_to_all: whether it listens on all of the machine's addresses.
     """
     body = json.dumps({"model": model, "prompt": "Once upon a time", "max_tokens": 64})
     key = f"'x-api-key: {first_key}'" if first_key else '"x-api-key: $KEY"'
-    made = f"{_command()} keys create --name NAME"
+    made = f"{command} keys create --name NAME"
     note = " (port 8000 is taken)" if moved else ""
     if open_to_all:
         note += ", and at this machine's other addresses"
     return "\n".join(
         [
             f"andthen {__version__} serves {model} at {url}{note}",
+            *(
+                [f"and {', '.join(more[:_SHOWN])}{', …' * (len(more) > _SHOWN)}: `{command} models` tells"]
+                if more
+                else []
+            ),
             "",
             f"Your key, shown only now: {first_key}\nMore keys: {made}" if first_key else f"A key: KEY=$({made})",
             f"In a browser: {url}/",
@@ -107,10 +138,23 @@ def _url(host: str, port: int) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _command() -> str:
-    """How this command was called, so that it can be called so again."""
+def _others(config: Config) -> list[str]:
+    """The names beside the default model's; of a vendor only how they begin."""
+    upstream = config.upstream
+    whole = [
+        name for name in [*config.engine.models, *upstream.routes, *upstream.models] if name != default_model(config)
+    ]
+    return [*whole, *(f"{prefix}/…" for prefix in upstream.vendors)]
+
+
+def _command(config_file: Path | None) -> str:
+    """How this command was called, so that it can be called so again, from another shell too, for the same state."""
+    places = {name: value for name in ("ANDTHEN_HOME", "ANDTHEN_CONFIG") if (value := os.environ.get(name))}
+    if config_file is not None:
+        places["ANDTHEN_CONFIG"] = str(config_file)
+    said = "".join(f"{name}={shlex.quote(str(Path(value).absolute()))} " for name, value in places.items())
     called = Path(sys.argv[0])
     if called.name != "andthen":
-        return "python -m andthen"
+        return f"{said}python -m andthen"
     found = shutil.which("andthen")
-    return "andthen" if found and Path(found).resolve() == called.resolve() else shlex.quote(str(called))
+    return said + ("andthen" if found and Path(found).resolve() == called.resolve() else shlex.quote(str(called)))
