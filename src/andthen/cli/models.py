@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -108,7 +109,8 @@ def _matrix(config: Config) -> str:
     taken |= {model.name: cells(abilities(model, config.limits)) for model in described(config)}
     columns = list(next(iter(taken.values())))
     widths = {column: max(len(column), *(len(cell[column]) for cell in taken.values())) for column in columns}
-    room = shutil.get_terminal_size((100, 24)).columns - max(map(len, taken))
+    wide = shutil.get_terminal_size((100, 24)).columns
+    room = wide - max(map(len, taken))
     blocks: list[list[str]] = [[]]
     for column in columns:
         if blocks[-1] and sum(widths[one] + 2 for one in [*blocks[-1], column]) > room:
@@ -117,7 +119,8 @@ def _matrix(config: Config) -> str:
     tables = [
         table(["", *block], [[name, *(cell[c] for c in block)] for name, cell in taken.items()]) for block in blocks
     ]
-    return "\n\n".join([f"{LEGEND}. A vendor's models may differ: `andthen models NAME`.", *tables])
+    legend = textwrap.fill(f"{LEGEND}. A vendor's models may differ: `andthen models NAME`.", wide)
+    return "\n\n".join([legend, *tables])
 
 
 @models.command(hidden=True)

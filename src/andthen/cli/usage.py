@@ -94,7 +94,13 @@ _SUMS = (
 )  # fmt: skip
 
 
+_RARE = ("open", "cached_tokens", "reasoning_tokens")
+"""Left out of a table for eyes where all are 0: it is wide enough."""
+
+
 def _print(rows: list[UsageRow], columns: list[str], *, as_csv: bool) -> None:
+    if not as_csv:
+        columns = [name for name in columns if name not in _RARE or any(getattr(row, name) for row in rows)]
     cells = [[_cell(row, name, as_csv=as_csv) for name in columns] for row in rows]
     if as_csv:
         writer = csv.writer(sys.stdout, lineterminator="\n")
@@ -108,7 +114,9 @@ def _cell(row: UsageRow, name: str, *, as_csv: bool) -> str:
     if name == "cost_usd":
         return f"{row.cost_micros // 1_000_000}.{row.cost_micros % 1_000_000:06d}"
     value = getattr(row, name)
-    return str(value) if as_csv or isinstance(value, str) else f"{value:,}"
+    if as_csv:
+        return str(value)
+    return value or "–" if isinstance(value, str) else f"{value:,}"
 
 
 def _ms(moment: datetime) -> int:
