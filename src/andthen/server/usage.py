@@ -91,10 +91,10 @@ def _days(query: bytes) -> int:
     try:
         given = dict(parse_qsl(query.decode(), keep_blank_values=True, strict_parsing=bool(query), max_num_fields=1))
     except ValueError:
-        raise BadRequest("The query can't be read: send `?days=31`.") from None
+        raise BadRequest("The query takes `days` only: send `?days=31`.") from None
     text = given.pop("days", str(_DAYS))
     if given:
-        raise BadRequest("The query takes `days` only.")
+        raise BadRequest("The query takes `days` only: send `?days=31`.")
     if not re.fullmatch(r"\d{1,4}", text, re.ASCII) or not 1 <= int(text) <= DAYS_MAX:
         raise BadRequest(f"`days` must be an integer from 1 to {DAYS_MAX}.", param="days")
     return int(text)
