@@ -133,7 +133,10 @@ class Accounts:
             raise BudgetExceeded(_bounded_message(bounded), for_good=bounded.for_good)
 
     async def write_settlement(self, settlement: Settlement) -> None:
-        await self._pen.settle(settlement)
+        if settlement.code == LedgerUnavailable.code:  # nothing was spent, and the refusal is to be told soon
+            self._pen.hand_in(settlement)
+        else:
+            await self._pen.settle(settlement)
 
     def costed(self, exchange: Exchanged, at_ms: int) -> tuple[Call, str]:
         """An exchange as the ledger has it, and the price that was used."""

@@ -204,3 +204,51 @@ takes = { response_format = true }
         with pytest.raises(urllib.error.HTTPError) as caught:
             key(server, "narrow", models=("local/*",)).complete(response_format={"type": "json_object"})
         assert b"team/secret" not in caught.value.read()
+
+
+def test_a_database_that_another_holds_costs_new_requests_a_refusal_and_running_ones_nothing(tmp_path: Path) -> None:
+    with serving(tmp_path) as server:
+        asked = key(server, "held-up", budgets=(Budget(window="total", tokens=10_000),))
+        with ThreadPoolExecutor(1) as pool, closing(sqlite3.connect(server.home / "andthen.db")) as other:
+            running = pool.submit(asked.complete, prompt=[300], max_tokens=900, ignore_eos=True)
+            deadline = time.monotonic() + WAIT_S
+            while not other.execute("SELECT 1 FROM requests WHERE settled_at_ms IS NULL").fetchone():
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            other.execute("BEGIN IMMEDIATE")
+            started_s = time.monotonic()
+            with pytest.raises(urllib.error.HTTPError) as caught:
+                asked.complete(max_tokens=1)
+            assert (caught.value.code, json.load(caught.value)["error"]["code"]) == (503, "ledger_unavailable")
+            assert time.monotonic() - started_s < 2.5
+            reply = running.result(WAIT_S)
+            assert time.monotonic() - started_s < 8
+            other.rollback()
+        found = {row["status"]: row for row in rows(server, "held-up")}
+        assert found[200]["id"] == reply["id"]
+        assert found[200]["completion_tokens"] == 900
+        with closing(open_sqlite(server.home / "andthen.db")) as store:
+            (spent,) = store.spent(found[200]["key_id"], [Budget(window="total", tokens=10_000)])
+        assert (spent.tokens, spent.reserved_tokens) == (reply["usage"]["total_tokens"], 0)
+
+
+def test_what_ends_with_the_server_is_settled_before_it_is_gone(tmp_path: Path) -> None:
+    with serving(tmp_path, settings="[server]\ndrain_s = 0.2\n") as server:
+        asked = key(server, "drained", budgets=(Budget(window="total", tokens=1_000_000),))
+        with ThreadPoolExecutor(4) as pool:
+            running = [
+                pool.submit(asked.complete, prompt=[300 + number], max_tokens=1000, ignore_eos=True)
+                for number in range(4)
+            ]
+            deadline = time.monotonic() + WAIT_S
+            with closing(sqlite3.connect(server.home / "andthen.db")) as raw:
+                while raw.execute("SELECT count(*) FROM requests").fetchone() != (4,):
+                    assert time.monotonic() < deadline
+                    time.sleep(0.02)
+            server.process.terminate()
+            statuses = sorted(
+                200 if (error := one.exception(WAIT_S)) is None else getattr(error, "code", 0) for one in running
+            )
+            server.process.wait(WAIT_S)
+        assert sorted(row["status"] for row in rows(server, "drained")) == statuses
+        assert 503 in statuses

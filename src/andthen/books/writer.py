@@ -139,10 +139,14 @@ class LedgerWriter:
 
     async def settle(self, settlement: Settlement) -> None:
         """Writes a settlement down, into the database or beside it. Goes on also when who waits for it leaves."""
+        await asyncio.shield(self.hand_in(settlement))
+
+    def hand_in(self, settlement: Settlement) -> asyncio.Future[Bounded | None]:
+        """As `settle`, for who need not wait for it."""
         waiting = self._put(settlement)
         overdue = waiting.loop.call_later(_SETTLE_WAIT_S, self._on_overdue, waiting)
         waiting.future.add_done_callback(lambda _: overdue.cancel())
-        await asyncio.shield(waiting.future)
+        return waiting.future
 
     def _put(self, entry: Intent | Settlement) -> _Waiting:
         waiting = _Waiting(entry, asyncio.get_running_loop())
