@@ -211,3 +211,16 @@ async def test_a_process_has_its_lease_before_its_first_entry(tmp_path: Path) ->
     async with pen:
         await entry
     assert leases_by_then[:2] == [0, 1]
+
+
+async def test_who_has_been_refused_is_not_written_down_after_all(tmp_path: Path) -> None:
+    store, still = Fake(), threading.Event()
+    store.mood = lambda: still.wait(10)
+    async with writing(store, tmp_path) as pen:
+        asking = [asyncio.create_task(pen.intend(intent(number))) for number in range(5)]
+        await asyncio.sleep(0.05)
+        for task in asking:
+            task.cancel()
+        await asyncio.wait(asking)
+        still.set()
+    assert store.taken == []

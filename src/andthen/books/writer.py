@@ -166,9 +166,8 @@ class LedgerWriter:
         same is no harm, since a settlement counts once."""
         with self._woken:
             found = [one for one in (*self._taken, *self._waiting) if isinstance(one.entry, Settlement)]
-            self._taken = [one for one in self._taken if one not in found]
-            for one in found:
-                self._waiting.pop(one, None)
+            left = [one for one in self._waiting if not isinstance(one.entry, Settlement)]
+            self._taken, self._waiting = [], dict.fromkeys(left)
         self._spool.add([one.entry for one in found if isinstance(one.entry, Settlement)])
         for one in found:
             one.answer(None)
@@ -178,13 +177,14 @@ class LedgerWriter:
         while True:
             with self._woken:
                 self._woken.wait_for(lambda: self._waiting or self._stopping, max(0.0, renew_at_s - time.monotonic()))
-                taken, self._waiting = list(self._waiting), {}
-                self._taken = taken
-                if self._stopping and not taken:
+                if self._stopping and not self._waiting:
                     break
             if time.monotonic() >= renew_at_s:  # the first time too: nothing is to be written without a lease
                 renew_at_s = time.monotonic() + _RENEW_S
                 self._keep_house()
+            with self._woken:
+                self._taken, self._waiting = list(self._waiting), {}
+                taken = self._taken
             if taken:
                 self._write(taken)
                 with self._woken:
