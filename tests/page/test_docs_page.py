@@ -43,3 +43,13 @@ def test_an_example_can_be_pasted(reader: Reader) -> None:
     example = reader.page.locator("figure code").first
     expect(example).to_contain_text(f"curl '{reader.url}/v4/beta/completions'")
     expect(example).to_contain_text('-H "x-api-key: $KEY"')
+
+
+def test_an_example_says_its_method_where_curl_would_take_another(reader: Reader) -> None:
+    reader.page.goto(f"{reader.url}/docs")
+    codes = reader.page.locator("figure code")
+    expect(codes.first).to_be_visible()
+    shown = [text.split(" -H")[0].split(" \\\n")[0] for text in codes.all_text_contents()]
+    for method in ("-X PATCH ", "-X DELETE ", ""):
+        assert f"curl {method}'{reader.url}/admin/keys/id'" in shown
+    assert f"curl '{reader.url}/admin/keys'" in shown

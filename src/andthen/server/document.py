@@ -27,6 +27,15 @@ from andthen.server.admin import (
 from andthen.server.usage import ADMIN_USAGE, DAYS_MAX, UsageList
 
 _STRUCTS = (Key, IssuedKey, KeyList, ChangeList, Deletion, NewKey, KeyPatch, Rotation, UsageList)
+_EXAMPLES: dict[str, Json] = {
+    "NewKey": {
+        "name": "nightly",
+        "policy": {"models": ["local/*"], "budgets": [{"window": "day", "micros": 5_000_000}]},
+    },
+    "KeyPatch": {"disabled": True},
+    "Rotation": {"overlap_ms": 86_400_000},
+}
+"""By the schema of the body."""
 _ALWAYS = (*WITH_KEY, errors.DatabaseUnavailable)
 
 
@@ -75,7 +84,10 @@ def _paths() -> Json:
 def _admin(
     name: str, summary: str, schema: str, done: str, refusals: Sequence[type[AndthenError]], body: str | None = None
 ) -> Json:
-    return operation(name, f"{summary} (admin key)", json_reply(schema, done), (*refusals, *_ALWAYS), body=body)
+    made = operation(name, f"{summary} (admin key)", json_reply(schema, done), (*refusals, *_ALWAYS), body=body)
+    if body is not None:
+        made["requestBody"]["content"]["application/json"]["examples"] = {"example": {"value": _EXAMPLES[body]}}
+    return made
 
 
 def _of_key(

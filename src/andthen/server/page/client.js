@@ -58,9 +58,11 @@ export async function* complete(body, key, signal, onHeaders) {
 }
 
 /** A request as a command for a POSIX shell; without a key, the shell's own variable stands in its place. */
-export function curl(path, { body = null, key = "", isOpen = false } = {}) {
+export function curl(path, { method = "", body = null, key = "", isOpen = false } = {}) {
   const secret = key ? `'x-api-key: ${key.replaceAll("'", "")}'` : '"x-api-key: $KEY"';
-  const parts = [`curl ${body?.stream ? "-N " : ""}'${location.origin}${path}'`];
+  const unsaid = body ? "POST" : "GET"; // what curl does by itself
+  const how = `${method && method !== unsaid ? `-X ${method} ` : ""}${body?.stream ? "-N " : ""}`;
+  const parts = [`curl ${how}'${location.origin}${path}'`];
   if (!isOpen) parts.push(`-H ${secret}`);
   if (body) parts.push("-H 'content-type: application/json'", `-d '${JSON.stringify(body).replaceAll("'", String.raw`'\''`)}'`);
   return parts.join(" \\\n  ");

@@ -124,13 +124,13 @@ function smallest({ required = [], properties }) {
   return Object.fromEntries(required.map((name) => [name, some(properties[name])]));
 }
 
-function snippets({ paths, operation }, schemas) {
+function snippets({ method, paths, operation }, schemas) {
   const path = paths[0].replaceAll(/\{(\w+)\}/g, "$1");
   const { schema, examples = {} } = operation.requestBody?.content[JSON_TYPE] ?? {};
   const isOpen = (operation.security ?? []).some((way) => !Object.keys(way).length) || !operation.security?.length;
   const alone = { "": { value: schema ? smallest(schemas[named(schema.$ref)]) : null } };
   return Object.entries(Object.keys(examples).length ? examples : alone).map(([name, { value, summary }]) => {
-    const code = el("code", { tabIndex: 0 }, curl(path, { body: value, isOpen }));
+    const code = el("code", { tabIndex: 0 }, curl(path, { method: method.toUpperCase(), body: value, isOpen }));
     const button = el("button", { type: "button", onclick: () => copy(code.textContent, code, button) }, "Copy");
     return el("figure", {}, el("figcaption", {}, summary ?? name, button), el("pre", {}, code));
   });
