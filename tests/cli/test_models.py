@@ -167,6 +167,7 @@ def test_a_model_tells_what_it_takes(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     rows = {line.split()[0]: line.split(maxsplit=2) for line in done.stdout.splitlines() if line}
     assert rows["temperature"][1:] == ["native", "0 to 2"]
+    assert rows["seed"][2] == "-2⁶³ to 2⁶³−1"
     assert rows["response_format"][1] == "refused"
     assert run(tmp_path, "models", "tale").stdout == done.stdout
     row = json.loads(run(tmp_path, "models", HOUSE_MODEL, "--json").stdout)

@@ -223,13 +223,9 @@ def pull(name: str) -> None:
 
 
 def _range(ability: dict[str, Any]) -> str:
-    low, high = (_number(ability.get(side)) for side in ("minimum", "maximum"))
+    from andthen.vendors.markdown import number
+
+    low, high = (None if (bound := ability.get(side)) is None else number(bound) for side in ("minimum", "maximum"))
     if high is None:
         return "" if low is None else f"at least {low}"
     return f"at most {high}" if low is None else f"{low} to {high}"
-
-
-def _number(bound: float | None) -> str | None:
-    if bound is None:
-        return None
-    return f"{bound:.0f}" if float(bound).is_integer() else f"{bound:g}"

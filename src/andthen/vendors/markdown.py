@@ -24,6 +24,7 @@ _POWERS: dict[float, str] = {
     2**32 - 1: "2³²−1",
     2**53 - 1: "2⁵³−1",
     2**63 - 1: "2⁶³−1",
+    -(2**63): "-2⁶³",
 }
 _FORMS = {"text": "prompt", "texts": "prompts", "token_ids": "token ids", "empty": "empty prompt"}
 
@@ -53,11 +54,12 @@ def _cell(ability: Ability, whole: Ability | None = None) -> str:
 
 def _range(low: float | None, high: float | None) -> str:
     if low is None:
-        return "" if high is None else f"≤ {_number(high)}"
-    return f"≥ {_number(low)}" if high is None else f"{_number(low)}..{_number(high)}"
+        return "" if high is None else f"≤ {number(high)}"
+    return f"≥ {number(low)}" if high is None else f"{number(low)}..{number(high)}"
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
+    """A bound, in figures that can be read."""
     return _POWERS.get(value) or (f"{value:g}" if abs(value) < _LONG else f"{value:.0f}")
 
 
