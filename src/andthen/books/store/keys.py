@@ -191,7 +191,7 @@ def _find(connection: sa.Connection, id_or_name: str) -> Key:
     named = sa.and_(KEYS.c.name == id_or_name, KEYS.c.revoked_at_ms.is_(None))
     row = connection.execute(sa.select(*_KEY_COLUMNS).where(_THERE, sa.or_(KEYS.c.id == id_or_name, named))).first()
     if row is None:
-        raise NoSuchKey(f"no key in force has the id or name {id_or_name!r}: `andthen keys list` shows them")
+        raise NoSuchKey(f"no key has the id {id_or_name!r}, and none in force the name: `andthen keys list` shows them")
     return _key(row)
 
 
