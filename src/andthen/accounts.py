@@ -28,8 +28,8 @@ from andthen.sources import Deployment
 
 Exchanged = tuple[str, Exchange]
 """The whole name of a deployment, and an exchange with it."""
-CountTokens = Callable[[str, str], Awaitable[int]]
-"""(whole name of a local model, text) → tokens, a document's start included."""
+CountTokens = Callable[[str, str, bool], Awaitable[int]]
+"""(whole name of a local model, text, whether special tokens are read in it) → tokens, a document's start included."""
 _MARKERS = 8
 """More than any model's marks of a gap to fill."""
 _NAME_MAX = 256
@@ -102,7 +102,7 @@ class Accounts:
             own_micros = own_tokens = 0
             for part in parts(request, plan):
                 prompt = sum([
-                    await self._prompt_tokens(deployment.model if is_local else None, one, request.suffix)
+                    await self._prompt_tokens(deployment.model if is_local else None, one, part.request)
                     for one in part.request.prompts
                 ])  # fmt: skip
                 completion = _completions(part) * part.request.max_tokens
@@ -111,15 +111,17 @@ class Accounts:
             micros, tokens = max(micros, own_micros), max(tokens, own_tokens)
         return micros, tokens
 
-    async def _prompt_tokens(self, model: str | None, prompt: Prompt, suffix: str | None) -> int:
+    async def _prompt_tokens(self, model: str | None, prompt: Prompt, request: CompletionRequest) -> int:
+        suffix = request.suffix
+        special = request.parse_special and suffix is None  # around a gap the engine reads none
         counted: int | None = None
         if isinstance(prompt, tuple):
             counted = len(prompt) if model is not None else None
         elif model is not None:
-            counted = await self._count_tokens(model, prompt)
+            counted = max(1, await self._count_tokens(model, prompt, special))
         more = 0
         if suffix is not None:
-            own = await self._count_tokens(model, suffix) if model is not None else None
+            own = await self._count_tokens(model, suffix, special) if model is not None else None
             more = worst_prompt_tokens(suffix, own) + _MARKERS
         return worst_prompt_tokens(prompt, counted) + more
 

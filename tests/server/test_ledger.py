@@ -252,3 +252,11 @@ def test_what_ends_with_the_server_is_settled_before_it_is_gone(tmp_path: Path) 
             server.process.wait(WAIT_S)
         assert sorted(row["status"] for row in rows(server, "drained")) == statuses
         assert 503 in statuses
+
+
+@pytest.mark.parametrize("more", [{"parse_special": False}, {"suffix": "."}])
+def test_names_of_special_tokens_are_reserved_for_as_they_are_read(server: Server, more: dict[str, Any]) -> None:
+    asked = key(server, f"special-{'-'.join(more)}", budgets=(Budget(window="total", tokens=80),))
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        asked.complete(prompt="<|endoftext|>" * 30, max_tokens=1, **more)
+    assert json.load(caught.value)["error"]["code"] == "budget_exceeded"

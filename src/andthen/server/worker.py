@@ -141,8 +141,8 @@ def _holder(place: str) -> str:
 
 
 def _counting(engine: EngineClient) -> CountTokens:
-    async def count(model: str, text: str) -> int:
-        return len(await engine.tokenize(model, text))
+    async def count(model: str, text: str, parse_special: bool) -> int:
+        return len(await engine.tokenize(model, text, parse_special=parse_special))
 
     return count
 
