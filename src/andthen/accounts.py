@@ -118,7 +118,7 @@ class Accounts:
         if isinstance(prompt, tuple):
             counted = len(prompt) if model is not None else None
         elif model is not None:
-            counted = max(1, await self._count_tokens(model, prompt, special))
+            counted = await self._count_tokens(model, prompt, special)
         more = 0
         if suffix is not None:
             own = await self._count_tokens(model, suffix, special) if model is not None else None
