@@ -171,9 +171,11 @@ class Account:
 
     def note(self, request: CompletionRequest) -> None:
         """What was asked, once that is known."""
-        self._intent = replace(
-            self._intent, model=_name(request.model), stream=request.stream, user=_name(request.user or "")
-        )
+        self._intent = replace(self._intent, stream=request.stream, user=_name(request.user or ""))
+
+    def name(self, model: str) -> None:
+        """The model that was asked for, once that is known to exist: no row bears a name that a caller made up."""
+        self._intent = replace(self._intent, model=_name(model))
 
     async def hold(self, request: CompletionRequest, work: Work) -> None:
         """Reserves the worst that the work can come to, and writes the intent down. Where the key has a budget, only

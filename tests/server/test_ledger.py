@@ -81,6 +81,7 @@ def test_refused_requests_that_passed_the_key_have_rows_too(server: Server) -> N
     found = rows(server, "refused")
     assert [(row["status"], row["ended_by"]) for row in found] == [(400, "error"), (404, "error"), (404, "error")]
     assert {row["code"] for row in found} == {"invalid_value", "model_not_found"}
+    assert {row["model_asked"] for row in found} == {""}, "no name that a caller made up"
 
 
 def test_a_caller_who_leaves_pays_for_what_was_made_and_no_more(server: Server) -> None:

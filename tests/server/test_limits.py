@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -40,6 +41,11 @@ def check_exact(servers: list[Running], secret: str) -> None:
     assert left == list(range(LIMIT))
 
 
+def open_requests(server: Running) -> float:
+    metrics = server.ask("GET", "/metrics").body.decode()
+    return sum(float(value) for value in re.findall(r"^andthen_open_requests(?:\{.*\})? (\S+)$", metrics, re.MULTILINE))
+
+
 def test_workers_count_together_and_a_killed_one_leaves_nothing_taken(tmp_path: Path) -> None:
     with running(tmp_path / "home", "workers = 2\ndrain_s = 0.5") as server:
         server.until(lambda: len(server.events("serving")) == 2, "both serve")
@@ -53,7 +59,9 @@ def test_workers_count_together_and_a_killed_one_leaves_nothing_taken(tmp_path: 
         server.until(lambda: ask(server, alone).status == 200, "the key is known")
         server.key = alone
         with server.sent("hold") as waiting:
-            server.until(lambda: ask(server, alone).status == 429, "it is under way")
+            # Asked any sooner, this one might be first, and the other refused.
+            server.until(lambda: open_requests(server) >= 2, "it is under way, beside the question")
+            server.until(lambda: ask(server, alone).status == 429, "it has the only place")
             for place in ("worker-0", "worker-1"):
                 os.kill(server.pid(place), signal.SIGKILL)
             assert read_all(waiting) == b""

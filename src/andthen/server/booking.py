@@ -37,6 +37,11 @@ class Booking:
         if self._account is not None:
             self._account.note(request)
 
+    def name(self, model: str) -> None:
+        """The model that was asked for, which there is."""
+        if self._account is not None:
+            self._account.name(model)
+
     async def admit(self, request: CompletionRequest) -> None:
         """Counts the request, at the worst that it may need.
 

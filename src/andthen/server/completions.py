@@ -52,6 +52,7 @@ async def _complete(services: Services, exchange: Exchange, booking: Booking) ->
     if ignored := _ignored(request.ignored):
         exchange.reply_headers.append((b"x-andthen-ignored", ignored))
     services.catalog.find(request.model)
+    booking.name(request.model)
     check_model(exchange.key, request.model)
     check_max_tokens(exchange.key, request.max_tokens)
     await booking.admit(request)
