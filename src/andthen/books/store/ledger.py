@@ -8,12 +8,13 @@ budget that is set in the middle of a month counts the whole month.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.engine import default
 
 from andthen.books.ledger import Bounded, Intent, Settlement
 from andthen.books.policy import WINDOWS, Budget, Window
@@ -109,7 +110,7 @@ def _intend(connection: sa.Connection, intent: Intent) -> Bounded | None:
         if (bounded := _bounded(budget, spent, intent)) is not None:
             return bounded
     _change(connection, intent, Spent(reserved_micros=intent.reserved_micros, reserved_tokens=intent.reserved_tokens))
-    connection.execute(REQUESTS.insert().values(_opened(intent)))
+    connection.execute(_OPEN, _opened(intent))
     return None
 
 
@@ -129,8 +130,7 @@ def _settle(connection: sa.Connection, settlement: Settlement) -> None:
     intent, tokens = settlement.intent, settlement.tokens
     values = _closed(settlement)
     released = Spent(reserved_micros=-intent.reserved_micros, reserved_tokens=-intent.reserved_tokens)
-    closing = REQUESTS.update().where(REQUESTS.c.id == intent.id).values(values)
-    if connection.execute(closing.where(REQUESTS.c.settled_at_ms.is_(None))).rowcount == 0:
+    if connection.execute(_CLOSE, values | {"id": intent.id}).rowcount == 0:
         # Of one that was taken for dead, because the database was gone while its lease ran out, the truth is told late.
         took = _insert(connection, REQUESTS).values(_opened(intent) | values)
         made = took.on_conflict_do_update(
@@ -143,7 +143,7 @@ def _settle(connection: sa.Connection, settlement: Settlement) -> None:
         released = Spent()
     _change(connection, intent, released._replace(micros=settlement.cost_micros, tokens=tokens.total))
     if settlement.calls:
-        connection.execute(CALLS.insert(), [
+        connection.execute(_CALL, [
             {
                 "request_id": intent.id, "number": number, "model": call.model, "status": call.status,
                 "cost_micros": call.cost_micros, "took_ms": call.took_ms, **_tokens(call.tokens),
@@ -226,11 +226,9 @@ def _known(connection: sa.Connection, key_id: str, start_ms: int) -> Spent:
 
 def _change(connection: sa.Connection, intent: Intent, by: Spent) -> None:
     """Changes the rows of the periods that an intent began in, where there are any."""
-    for window in WINDOWS:
-        start_ms = period_start_ms(window, intent.started_at_ms)
-        changed = {SPENDING.c[name]: SPENDING.c[name] + value for name, value in by._asdict().items() if value}
-        if changed:
-            connection.execute(SPENDING.update().where(_of(intent.key_id, window, start_ms)).values(changed))
+    if any(by):
+        starts_ms = {f"{window}_ms": period_start_ms(window, intent.started_at_ms) for window in WINDOWS}
+        connection.execute(_SPEND, by._asdict() | starts_ms | {"key": intent.key_id})
 
 
 def _of(key_id: str, window: Window, start_ms: int) -> sa.ColumnElement[bool]:
@@ -253,3 +251,46 @@ def _clock_ms(connection: sa.Connection) -> int:
 def _insert(connection: sa.Connection, table: sa.Table) -> Any:
     """INSERT with ON CONFLICT, which both databases have and SQL has not."""
     return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
+
+
+def _said(statement: sa.Insert | sa.Update) -> sa.TextClause:
+    """A statement in words, made once: to make it for each request took most of a request's time."""
+    return sa.text(str(statement.compile(dialect=default.DefaultDialect(paramstyle="named"))))
+
+
+def _given(columns: Iterable[str]) -> dict[str, sa.BindParameter[Any]]:
+    return {name: sa.bindparam(name) for name in columns}
+
+
+_OPENED = (
+    "id", "key_id", "holder", "model_asked", "started_at_ms", "stream", "account", "user", "reserved_micros",
+    "reserved_tokens",
+)  # fmt: skip
+_CLOSED = (
+    "settled_at_ms", "status", "ended_by", "code", "model_answered", "cost_micros", "price", "plan", "retries",
+    "queue_ms", "first_ms", "total_ms", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens",
+    "source",
+)  # fmt: skip
+_OPEN = _said(REQUESTS.insert().values(_given(_OPENED)))
+_CLOSE = _said(
+    REQUESTS.update()
+    .where(REQUESTS.c.id == sa.bindparam("id"), REQUESTS.c.settled_at_ms.is_(None))
+    .values(_given(_CLOSED))
+)
+_CALL = _said(CALLS.insert().values(_given(CALLS.c.keys())))
+_SPEND = _said(
+    SPENDING.update()
+    .where(
+        SPENDING.c.key_id == sa.bindparam("key"),
+        sa.or_(
+            *(
+                sa.and_(
+                    SPENDING.c.window == sa.literal_column(f"'{window}'"),
+                    SPENDING.c.start_ms == sa.bindparam(f"{window}_ms"),
+                )
+                for window in WINDOWS
+            )
+        ),
+    )
+    .values({name: SPENDING.c[name] + sa.bindparam(name) for name in Spent._fields})
+)
