@@ -13,7 +13,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from andthen.books.keys import Key
-from andthen.books.ledger import Bounded, Call, EndedBy, Intent, Settlement, Tokens, worst_prompt_tokens
+from andthen.books.ledger import Bounded, Call, EndedBy, Intent, Origin, Settlement, Tokens, worst_prompt_tokens
 from andthen.books.policy import Budget
 from andthen.books.prices import PriceBook
 from andthen.books.store import BooksError
@@ -46,6 +46,7 @@ class Outcome(Struct, frozen=True, kw_only=True):
     model: str = ""
     """The deployment that answered, or was asked last."""
     plan: str = ""
+    origin: Origin = "model"
     retries: int = 0
     queue_ms: int | None = None
     first_ms: int | None = None
@@ -210,6 +211,7 @@ class Account:
             cost_micros=sum(call.cost_micros for call in calls),
             price=next((price for _, price in reversed(costed) if price), ""),
             plan=outcome.plan,
+            origin=outcome.origin,
             retries=outcome.retries,
             queue_ms=outcome.queue_ms,
             first_ms=outcome.first_ms,

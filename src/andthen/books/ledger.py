@@ -18,6 +18,11 @@ EndedBy = Literal["reply", "error", "caller", "lost"]
 """The reply was complete; an error ended it; the caller went away; the process died, and the lease ran out."""
 
 
+Origin = Literal["model", "cache", "replay"]
+"""The reply was made for this request; it is one that the cache had; it is one that was kept under the request's
+Idempotency-Key."""
+
+
 class Tokens(Struct, frozen=True, kw_only=True):
     """What was processed."""
 
@@ -84,6 +89,7 @@ class Settlement(Struct, frozen=True, kw_only=True):
     price: str = ""
     """The price that was used, as text."""
     plan: str = ""
+    origin: Origin = "model"
     retries: int = 0
     queue_ms: int | None = None
     first_ms: int | None = None

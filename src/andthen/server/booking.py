@@ -6,7 +6,7 @@ import asyncio
 import time
 
 from andthen.accounts import Account, Outcome
-from andthen.books.ledger import EndedBy, worst_prompt_tokens
+from andthen.books.ledger import EndedBy, Origin, worst_prompt_tokens
 from andthen.books.limits import Bounds, Grant
 from andthen.complete import Work
 from andthen.contract.errors import AndthenError, InternalError, ShuttingDown
@@ -29,6 +29,7 @@ class Booking:
         self._work: Work | None = None
         self.first_text_s: float | None = None
         """Seconds from the request's headers to its first text."""
+        self.origin: Origin = "model"
         if exchange.key is not None:
             self._account = services.accounts.open(exchange.key, exchange.id, exchange.account or "")
 
@@ -99,6 +100,7 @@ class Booking:
                 code=code,
                 model="" if work is None else work.deployment.model,
                 plan="" if work is None else work.plan.header(),
+                origin=self.origin,
                 retries=0 if work is None else work.retries,
                 queue_ms=None if began_s is None else _ms(began_s - started_s),
                 first_ms=None if self.first_text_s is None else _ms(self.first_text_s),

@@ -164,7 +164,7 @@ def _closed(settlement: Settlement) -> dict[str, Any]:
     return {
         "settled_at_ms": settlement.settled_at_ms, "status": settlement.status, "ended_by": settlement.ended_by,
         "code": settlement.code, "model_answered": settlement.model, "cost_micros": settlement.cost_micros,
-        "price": settlement.price, "plan": settlement.plan, "retries": settlement.retries,
+        "price": settlement.price, "plan": settlement.plan, "origin": settlement.origin, "retries": settlement.retries,
         "queue_ms": settlement.queue_ms, "first_ms": settlement.first_ms, "total_ms": settlement.total_ms,
         **_tokens(settlement.tokens),
     }  # fmt: skip
@@ -267,7 +267,7 @@ _OPENED = (
     "reserved_tokens",
 )  # fmt: skip
 _CLOSED = (
-    "settled_at_ms", "status", "ended_by", "code", "model_answered", "cost_micros", "price", "plan", "retries",
+    "settled_at_ms", "status", "ended_by", "code", "model_answered", "cost_micros", "price", "plan", "origin", "retries",
     "queue_ms", "first_ms", "total_ms", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens",
     "source",
 )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest step in migrations/, so that Alembic need not be imported to see that there is nothing to do."""
 
 METADATA = sa.MetaData()
@@ -82,6 +82,7 @@ REQUESTS = sa.Table(
     sa.Column("cost_micros", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("price", sa.Text, nullable=False, server_default=""),
     sa.Column("plan", sa.Text, nullable=False, server_default=""),
+    sa.Column("origin", sa.String(8), nullable=False, server_default="model"),
     sa.Column("retries", sa.Integer, nullable=False, server_default="0"),
     sa.Column("queue_ms", sa.Integer),
     sa.Column("first_ms", sa.Integer),
@@ -126,4 +127,28 @@ HOLDERS = sa.Table(
     METADATA,
     sa.Column("id", sa.String(64), primary_key=True),
     sa.Column("until_ms", sa.BigInteger, nullable=False),
+)
+
+REPLIES = sa.Table(
+    "replies",
+    METADATA,
+    sa.Column("key_id", sa.String(32), primary_key=True),
+    sa.Column("name", sa.LargeBinary(32), primary_key=True),
+    sa.Column("body", sa.LargeBinary(32), nullable=False),
+    sa.Column("request_id", sa.String(64), nullable=False),
+    sa.Column("holder", sa.String(64), nullable=False),
+    sa.Column("state", sa.String(8), nullable=False),
+    sa.Column("parts", sa.Integer, nullable=False),
+    sa.Column("bytes", sa.BigInteger, nullable=False),
+    sa.Column("expires_at_ms", sa.BigInteger, nullable=False),
+    sa.Index("replies_expires", "expires_at_ms"),
+)
+REPLY_PARTS = sa.Table(
+    "reply_parts",
+    METADATA,
+    sa.Column("key_id", sa.String(32), primary_key=True),
+    sa.Column("name", sa.LargeBinary(32), primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("sealed", sa.LargeBinary, nullable=False),
+    sa.ForeignKeyConstraint(["key_id", "name"], ["replies.key_id", "replies.name"], ondelete="CASCADE"),
 )
