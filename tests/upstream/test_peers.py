@@ -9,7 +9,6 @@ import asyncio
 import http.client
 import json
 import socket
-import threading
 import time
 import urllib.error
 from collections.abc import AsyncIterator, Iterator
@@ -25,8 +24,8 @@ from tests.upstream.vendor import (
     STREAM,
     CutOff,
     Play,
+    Playing,
     Sent,
-    Vendor,
     choice,
     completion,
     frame,
@@ -35,29 +34,6 @@ from tests.upstream.vendor import (
 )
 
 WAIT_S = 10
-
-
-class Playing:
-    """A vendor in a thread of this process."""
-
-    def __init__(self) -> None:
-        self.loop = asyncio.new_event_loop()
-        self.vendor = Vendor(chat)
-        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
-        self._thread.start()
-        listening = asyncio.start_server(self.vendor.serve, "127.0.0.1", 0)
-        self._server = asyncio.run_coroutine_threadsafe(listening, self.loop).result(WAIT_S)
-        self.port = int(self._server.sockets[0].getsockname()[1])
-
-    def close(self) -> None:
-        async def close() -> None:
-            self._server.close()
-            self.vendor.close()
-
-        asyncio.run_coroutine_threadsafe(close(), self.loop).result(WAIT_S)
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self._thread.join(WAIT_S)
-        self.loop.close()
 
 
 async def chat(sent: Sent) -> AsyncIterator[bytes]:
@@ -116,7 +92,7 @@ async def plain_text(sent: Sent) -> AsyncIterator[bytes]:
 
 @pytest.fixture(scope="module")
 def playing() -> Iterator[Playing]:
-    one = Playing()
+    one = Playing(chat)
     yield one
     one.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any
@@ -109,6 +110,29 @@ async def vendor(play: Play) -> AsyncIterator[Vendor]:
     finally:
         server.close()
         made.close()
+
+
+class Playing:
+    """A vendor in a thread of this process, for servers in processes of their own."""
+
+    def __init__(self, play: Play) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.vendor = Vendor(play)
+        self._thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._thread.start()
+        listening = asyncio.start_server(self.vendor.serve, "127.0.0.1", 0)
+        self._server = asyncio.run_coroutine_threadsafe(listening, self.loop).result(LIMIT_S)
+        self.port = int(self._server.sockets[0].getsockname()[1])
+
+    def close(self) -> None:
+        async def close() -> None:
+            self._server.close()
+            self.vendor.close()
+
+        asyncio.run_coroutine_threadsafe(close(), self.loop).result(LIMIT_S)
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join(LIMIT_S)
+        self.loop.close()
 
 
 def json_reply(body: object, status: int = 200, **headers: str) -> bytes:
