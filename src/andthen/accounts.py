@@ -66,6 +66,11 @@ class Accounts:
         self._prices = prices
         self._count_tokens = count_tokens
 
+    @property
+    def ledger_healthy(self) -> bool:
+        """Whether the database took what was written last."""
+        return self._pen.healthy
+
     def open(self, key: Key, request_id: str, account: str) -> Account:
         """A request that passed the key."""
         return Account(self, Intent(

@@ -36,8 +36,8 @@ class Work:
     """A request that some deployment takes, planned and not yet begun."""
 
     __slots__ = (
-        "_allowance", "_catalog", "_is_bounded", "_owner", "_request", "began_s", "candidates", "deployment",
-        "exchanges", "fingerprint", "plan", "usage",
+        "_allowance", "_catalog", "_is_bounded", "_owner", "_request", "began_s", "came_s", "candidates", "deployment",
+        "exchanges", "fingerprint", "plan", "usage", "waited_s",
     )  # fmt: skip
 
     def __init__(
@@ -59,6 +59,11 @@ class Work:
         """What `system_fingerprint` tells, once events have come."""
         self.began_s: float | None = None
         """When the first event's turn had come, by `time.monotonic`."""
+        self.came_s = 0.0
+        """When the last events came, by `time.monotonic`."""
+        self.waited_s: float | None = None
+        """How long the attempts that have ended took, pauses between calls and their ends included, without what was
+        done with their events meanwhile."""
         self.usage: Usage | None = None
         """What was processed in all, once the events have ended, whatever ended them."""
 
@@ -92,6 +97,7 @@ class Work:
             ask = Ask(self._owner, deployment.model, self._request, planned, self._allowance, has_successor=not last)
             attempt: Attempt | None = None
             began = False
+            passed_on_s = 0.0
             try:
                 attempt = deployment.source.open(ask)
                 # In this very generator: one inside another would end some time after this one is closed.
@@ -101,7 +107,11 @@ class Work:
                             began = True
                             health.answered(now_s)
                         self.began_s, self.fingerprint = attempt.began_s, attempt.fingerprint
-                        yield [self._with_earlier(one) if isinstance(one, Usage) else one for one in events]
+                        self.came_s = time.monotonic()
+                        try:
+                            yield [self._with_earlier(one) if isinstance(one, Usage) else one for one in events]
+                        finally:
+                            passed_on_s += time.monotonic() - self.came_s
                 health.succeeded()
                 return
             except AndthenError as error:
@@ -111,6 +121,7 @@ class Work:
                     raise
             finally:
                 health.left(now_s)
+                self.waited_s = (self.waited_s or 0.0) + time.monotonic() - now_s - passed_on_s
                 if attempt is not None and attempt.usage is not None:
                     self.usage = self._with_earlier(attempt.usage)
                     self.exchanges += [(deployment.model, exchange) for exchange in attempt.exchanges]

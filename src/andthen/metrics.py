@@ -12,15 +12,21 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from msgspec import Struct
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess, values
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+TOKEN_KINDS = ("prompt", "cached", "completion")
+"""In the order of `Exchange.usage`."""
+
 _DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
-_BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_REQUEST_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_WAIT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_PACE_S = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1, 0.15, 0.25, 0.5, 1.0, 2.5, 10.0)
+_OWN_S = (0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
 class Row(Struct, frozen=True):
@@ -30,6 +36,10 @@ class Row(Struct, frozen=True):
     kind: Literal["counter", "gauge", "histogram"]
     text: str
     labels: tuple[str, ...] = ()
+    buckets_s: tuple[float, ...] = ()
+    """The upper bounds of a histogram's buckets, but for the last."""
+    over_processes: Literal["livesum", "livemin"] = "livesum"
+    """What a gauge tells of several processes."""
 
 
 _REQUESTS = Row(
@@ -40,10 +50,37 @@ _REQUESTS = Row(
 )
 _OPEN_REQUESTS = Row("andthen_open_requests", "gauge", "Requests in work.")
 _REQUEST_SECONDS = Row(
-    "andthen_request_seconds", "histogram", "From a request's headers to the end of its reply.", ("route",)
+    "andthen_request_seconds", "histogram", "From a request's headers to the end of its reply.", ("route",), _REQUEST_S
+)
+_QUEUE_SECONDS = Row(
+    "andthen_queue_seconds",
+    "histogram",
+    "From a completion's headers to its turn in the engine, or to what a vendor tells first.",
+    ("model",),
+    _WAIT_S,
 )
 _FIRST_TEXT_SECONDS = Row(
-    "andthen_first_text_seconds", "histogram", "From a completion's headers to its first generated token.", ("model",)
+    "andthen_first_text_seconds",
+    "histogram",
+    "From a completion's headers to its first generated token.",
+    ("model",),
+    _WAIT_S,
+)
+_BETWEEN_TEXTS_SECONDS = Row(
+    "andthen_between_texts_seconds",
+    "histogram",
+    "From one batch of a completion's tokens to the next. The embedded engine makes a batch each step, with a token of "
+    "each candidate; a vendor's batch is what comes at once.",
+    ("model",),
+    _PACE_S,
+)
+_OVERHEAD_SECONDS = Row(
+    "andthen_overhead_seconds",
+    "histogram",
+    "What a completion took beyond its waits for the engine or the vendors and for its client: reading, limits, the "
+    "ledger, writing. A wait that other requests' work makes longer counts as a wait.",
+    ("model",),
+    _OWN_S,
 )
 _TOKENS = Row(
     "andthen_tokens_total",
@@ -51,6 +88,13 @@ _TOKENS = Row(
     "Tokens of completions as in their usage; kind is prompt, cached or completion.",
     ("model", "kind"),
 )
+_LEDGER_HEALTHY = Row(
+    "andthen_ledger_healthy",
+    "gauge",
+    "1 while the ledger's database takes what every worker writes, else 0.",
+    over_processes="livemin",
+)
+_WORKERS = Row("andthen_workers", "gauge", "Processes that serve HTTP.")
 _UNCOUNTED = Row(
     "andthen_uncounted_requests_total",
     "counter",
@@ -82,8 +126,13 @@ ROWS = (
     _REQUESTS,
     _OPEN_REQUESTS,
     _REQUEST_SECONDS,
+    _QUEUE_SECONDS,
     _FIRST_TEXT_SECONDS,
+    _BETWEEN_TEXTS_SECONDS,
+    _OVERHEAD_SECONDS,
     _TOKENS,
+    _LEDGER_HEALTHY,
+    _WORKERS,
     _UNCOUNTED,
     _DEATHS,
     *_ENGINE_COUNTERS.values(),
@@ -124,10 +173,44 @@ class ServerMetrics:
         self.requests = _counter(_REQUESTS, registry)
         self.open_requests = _gauge(_OPEN_REQUESTS, registry)
         self.request_seconds = _histogram(_REQUEST_SECONDS, registry)
-        self.first_text_seconds = _histogram(_FIRST_TEXT_SECONDS, registry)
-        self.tokens = _counter(_TOKENS, registry)
         self.uncounted = _counter(_UNCOUNTED, registry)
         self.open_requests.set(0)
+        _gauge(_WORKERS, registry).set(1)
+        self._ledger_healthy = _gauge(_LEDGER_HEALTHY, registry)
+        self.note_ledger(True)
+        self._tokens = _counter(_TOKENS, registry)
+        self._by_model = [
+            _histogram(row, registry)
+            for row in (_QUEUE_SECONDS, _FIRST_TEXT_SECONDS, _BETWEEN_TEXTS_SECONDS, _OVERHEAD_SECONDS)
+        ]
+        self._models: dict[str, ModelMetrics] = {}
+
+    def model(self, name: str) -> ModelMetrics:
+        """Those of one model, kept: a look-up by labels costs more than the count.
+
+        Args:
+            name: a configured one, as `Catalog.label` tells it.
+        """
+        found = self._models.get(name)
+        if found is None:
+            tokens = tuple(self._tokens.labels(name, kind) for kind in TOKEN_KINDS)
+            found = self._models[name] = ModelMetrics(tokens, *(metric.labels(name) for metric in self._by_model))
+        return found
+
+    def note_ledger(self, healthy: bool) -> None:
+        """Whether the ledger's database took what was written last."""
+        self._ledger_healthy.set(healthy)
+
+
+class ModelMetrics(NamedTuple):
+    """What a worker measures of one model's completions."""
+
+    tokens: tuple[Counter, ...]
+    """Of each of `TOKEN_KINDS`."""
+    queue_seconds: Histogram
+    first_text_seconds: Histogram
+    between_texts_seconds: Histogram
+    overhead_seconds: Histogram
 
 
 class SupervisorMetrics:
@@ -169,8 +252,8 @@ def _counter(row: Row, registry: CollectorRegistry) -> Counter:
 
 
 def _gauge(row: Row, registry: CollectorRegistry) -> Gauge:
-    return Gauge(row.name, row.text, row.labels, registry=registry, multiprocess_mode="livesum")
+    return Gauge(row.name, row.text, row.labels, registry=registry, multiprocess_mode=row.over_processes)
 
 
 def _histogram(row: Row, registry: CollectorRegistry) -> Histogram:
-    return Histogram(row.name, row.text, row.labels, registry=registry, buckets=_BUCKETS_S)
+    return Histogram(row.name, row.text, row.labels, registry=registry, buckets=row.buckets_s)

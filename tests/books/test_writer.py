@@ -114,6 +114,21 @@ async def test_a_settlement_waits_beside_a_database_that_is_gone_and_is_written_
     assert not files(tmp_path)
 
 
+async def test_it_is_told_once_when_the_database_goes_and_once_when_it_is_back(tmp_path: Path) -> None:
+    store = Fake()
+    told: list[bool] = []
+    async with LedgerWriter(store, "here", tmp_path, told.append) as pen:
+        await pen.settle(settled(intent(1)))
+        store.mood = gone
+        for number in (2, 3):
+            await pen.settle(settled(intent(number)))
+        assert told == [False]
+        store.mood = lambda: None
+        for number in (4, 5):
+            await pen.settle(settled(intent(number)))
+        assert told == [False, True]
+
+
 async def test_a_spool_of_a_process_that_died_is_written_at_the_next_start(tmp_path: Path) -> None:
     store = Fake()
     store.mood = gone

@@ -84,7 +84,7 @@ def test_replicas_count_together_in_redis(tmp_path: Path) -> None:
         answer = ask(one, secret)
         assert answer.code == "limits_unavailable"
         assert answer.headers["x-should-retry"] == "true"
-        assert one.ask("GET", "/readyz").json == {"status": "ok", "limits": "refusing"}
+        assert one.ask("GET", "/readyz").json == {"status": "ok", "limits": "refusing", "ledger": "ok"}
         assert 'andthen_uncounted_requests_total{answer="refused"}' in one.ask("GET", "/metrics").body.decode()
         redis.start()
         one.until(lambda: limits(one) == "ok", "it is back")

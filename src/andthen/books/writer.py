@@ -83,9 +83,12 @@ class LedgerWriter:
     Args:
         holder: this process's name among all that write into the database.
         folder: where settlements lie that the database did not take.
+        on_change: called in the pen's thread when `healthy` has changed.
     """
 
-    def __init__(self, store: LedgerStore, holder: str, folder: Path) -> None:
+    def __init__(
+        self, store: LedgerStore, holder: str, folder: Path, on_change: Callable[[bool], None] = lambda _healthy: None
+    ) -> None:
         self.holder = holder
         self._store = store
         self._spool = _Spool(folder, holder)
@@ -97,6 +100,7 @@ class LedgerWriter:
         self._stopping = False
         self._over = False
         self._healthy = True
+        self._on_change = on_change
         self._release_at_s = 0.0
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
 
@@ -259,7 +263,9 @@ class LedgerWriter:
             _LOG.info("ledger_back")
         elif not healthy and self._healthy:
             _LOG.error("ledger_unavailable", reason=str(error))
-        self._healthy = healthy
+        if healthy != self._healthy:
+            self._healthy = healthy
+            self._on_change(healthy)
 
 
 def _tell_refused(settlement: Settlement, error: Exception) -> None:

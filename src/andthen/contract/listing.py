@@ -96,3 +96,5 @@ class Readiness(Struct):
     status: Literal["ok"]
     limits: Literal["ok", "uncounted", "refusing"]
     """Whether the limits of keys are counted; if not, whether keys that have some are admitted or refused."""
+    ledger: Literal["ok", "unavailable"]
+    """Whether the ledger's database takes what is written; if not, completions are refused."""

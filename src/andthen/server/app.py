@@ -16,6 +16,7 @@ import structlog
 
 from andthen.contract.errors import AndthenError, InternalError, InvalidApiKey, ShuttingDown
 from andthen.contract.response import error_frame
+from andthen.metrics import TOKEN_KINDS
 from andthen.server import cors
 from andthen.server.access import check_address, check_kind
 from andthen.server.health import check_metrics_key, is_loopback
@@ -25,8 +26,6 @@ from andthen.server.services import Services
 
 CLIENT_GONE_STATUS = 499
 """In logs and metrics only: the client went away before its reply was complete."""
-
-_KINDS = ("prompt", "cached", "completion")
 
 _ACCOUNT = re.compile(rb"[\w.:-]{1,64}", re.ASCII)
 
@@ -44,8 +43,6 @@ class App:
         self._loopback = is_loopback(services.settings.host)
         self._cors = cors.Cors(services.settings.cors_origins)
         self._counts: dict[tuple[str, int], Any] = {}
-        self._token_counts: dict[str, tuple[Any, ...]] = {}
-        """By model, in the order of its usage: a look-up by labels costs more than the count."""
         self._running: set[asyncio.Task[Any]] = set()
 
     def stop(self) -> None:
@@ -152,14 +149,14 @@ class App:
         counted[0].inc()
         counted[1].observe(took_s)
         told: dict[str, object] = {}
-        if exchange.usage is not None and exchange.model is not None:
-            counters = self._token_counts.get(exchange.model)
-            if counters is None:
-                labelled = (metrics.tokens.labels(exchange.model, kind) for kind in _KINDS)
-                counters = self._token_counts[exchange.model] = tuple(labelled)
-            for kind, counter, tokens in zip(_KINDS, counters, exchange.usage, strict=True):
-                counter.inc(tokens)
-                told[f"{kind}_tokens"] = tokens
+        if exchange.model is not None:
+            measured = metrics.model(exchange.model)
+            if exchange.source_s is not None:
+                measured.overhead_seconds.observe(max(0.0, took_s - exchange.source_s - exchange.client_s))
+            if exchange.usage is not None:
+                for kind, counter, tokens in zip(TOKEN_KINDS, measured.tokens, exchange.usage, strict=True):
+                    counter.inc(tokens)
+                    told[f"{kind}_tokens"] = tokens
         if not self._services.settings.access_log:
             return
         for name in ("code", "key_id", "account", "model"):

@@ -11,6 +11,8 @@ import time
 from contextlib import aclosing
 from urllib.parse import quote
 
+from prometheus_client import Histogram
+
 from andthen.complete import Work, prepare
 from andthen.contract.errors import UnsupportedParameter
 from andthen.contract.events import Event, Text
@@ -69,9 +71,18 @@ async def _complete(services: Services, exchange: Exchange, booking: Booking) ->
     finally:
         if exchange.status is None:
             _tell(services, exchange, work)  # the last that was asked in vain
-        if work.usage is not None:
-            usage = work.usage
-            exchange.usage = (usage.prompt_tokens, usage.cached_tokens or 0, usage.completion_tokens)
+        _measure(services, exchange, work)
+
+
+def _measure(services: Services, exchange: Exchange, work: Work) -> None:
+    """What is known now that it is over."""
+    exchange.source_s = work.waited_s
+    if work.usage is not None:
+        usage = work.usage
+        exchange.usage = (usage.prompt_tokens, usage.cached_tokens or 0, usage.completion_tokens)
+    if work.began_s is not None:
+        measured = services.metrics.model(services.catalog.label(work.deployment))
+        measured.queue_seconds.observe(work.began_s - exchange.started_s)
 
 
 async def _whole(
@@ -81,8 +92,7 @@ async def _whole(
     clock = _Clock(services, exchange, work, booking)
     async with aclosing(work.events()) as batches:
         async for events in batches:
-            if clock.first_text_s is None:
-                clock.look(events)
+            clock.look(events)
             for event in events:
                 completion.feed(event)
     body = completion.body(_head(services, exchange, work))
@@ -99,8 +109,7 @@ async def _stream(
     try:
         async with aclosing(work.events()) as batches:
             async for events in batches:
-                if clock.first_text_s is None:
-                    clock.look(events)
+                clock.look(events)
                 if stream is None:
                     stream = Stream(request, _head(services, exchange, work))
                 await reply.write(b"".join(map(stream.feed, events)))
@@ -124,9 +133,9 @@ def _tell(services: Services, exchange: Exchange, work: Work) -> None:
 
 
 class _Clock:
-    """When its turn and when its first text came."""
+    """When its turn, its first text and each further one came."""
 
-    __slots__ = ("_booking", "_exchange", "_services", "_work", "first_text_s")
+    __slots__ = ("_between", "_booking", "_exchange", "_services", "_text_s", "_work", "first_text_s")
 
     def __init__(self, services: Services, exchange: Exchange, work: Work, booking: Booking) -> None:
         self._booking = booking
@@ -135,13 +144,21 @@ class _Clock:
         self._work = work
         self.first_text_s: float | None = None
         """Seconds since the request's headers."""
+        self._between: Histogram | None = None
+        self._text_s = 0.0
 
     def look(self, events: list[Event]) -> None:
-        """To be called until the first text has come."""
-        if any(isinstance(event, Text) for event in events):
-            self.first_text_s = self._booking.first_text_s = time.monotonic() - self._exchange.started_s
-            model = self._services.catalog.label(self._work.deployment)
-            self._services.metrics.first_text_seconds.labels(model).observe(self.first_text_s)
+        """To be called with all events as they come."""
+        if not any(isinstance(event, Text) for event in events):
+            return
+        before_s, self._text_s = self._text_s, self._work.came_s
+        if self._between is not None:
+            self._between.observe(self._text_s - before_s)
+            return
+        self.first_text_s = self._booking.first_text_s = self._text_s - self._exchange.started_s
+        measured = self._services.metrics.model(self._services.catalog.label(self._work.deployment))
+        measured.first_text_seconds.observe(self.first_text_s)
+        self._between = measured.between_texts_seconds
 
     def header(self, *, total: bool = False) -> bytes:
         """The value of `server-timing`, in milliseconds, of what is known."""

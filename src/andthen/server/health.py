@@ -24,13 +24,15 @@ async def healthz(_services: Services, exchange: Exchange) -> None:
 
 
 async def readyz(services: Services, exchange: Exchange) -> None:
-    """A completion would find an engine. The state of the limits is told and does not count: whoever sends requests
-    elsewhere because of it would send them to no one, for all replicas share one Redis."""
+    """A completion would find an engine. The states of the limits and of the ledger are told and do not count: whoever
+    sends requests elsewhere because of them would send them to no one, for all replicas share one Redis and one
+    database."""
     if services.stopping:
         raise ShuttingDown("The server is stopping: ask another.")
     if not services.engine.ready:
         raise EngineRestarted("The engine is not there: try again.")
-    await exchange.reply(200, JSON, msgspec.json.encode(Readiness("ok", services.limiter.state)))
+    readiness = Readiness("ok", services.limiter.state, "ok" if services.accounts.ledger_healthy else "unavailable")
+    await exchange.reply(200, JSON, msgspec.json.encode(readiness))
 
 
 async def metrics(services: Services, exchange: Exchange) -> None:

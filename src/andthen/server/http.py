@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from andthen.books.keys import Key
@@ -56,6 +57,7 @@ class Exchange:
         "account",
         "address",
         "chatty",
+        "client_s",
         "code",
         "headers",
         "id",
@@ -67,6 +69,7 @@ class Exchange:
         "query",
         "reply_headers",
         "route",
+        "source_s",
         "started_s",
         "status",
         "streams",
@@ -84,6 +87,10 @@ class Exchange:
         self.query: bytes = scope["query_string"]
         self.headers: Headers = scope["headers"]
         self.started_s = time.monotonic()
+        self.client_s = 0.0
+        """How long the client was waited for."""
+        self.source_s: float | None = None
+        """How long the source of a completion was waited for, if one was asked."""
         self.id = ""
         self.route = "none"
         """The name of the route."""
@@ -187,11 +194,21 @@ class Exchange:
             await self._send(message)
             return
         try:
-            async with asyncio.timeout(self._settings.write_stall_s):
-                await self._send(message)
+            with self._waiting():
+                async with asyncio.timeout(self._settings.write_stall_s):
+                    await self._send(message)
         except TimeoutError:
             self.link.abort()
             raise ClientGone from None
+
+    @contextmanager
+    def _waiting(self) -> Iterator[None]:
+        """For the client."""
+        began_s = time.monotonic()
+        try:
+            yield
+        finally:
+            self.client_s += time.monotonic() - began_s
 
     async def _part(self) -> Message:
         if self.link.body_is_here:
@@ -199,8 +216,9 @@ class Exchange:
         else:
             stall_s = self._settings.body_stall_s
             try:
-                async with asyncio.timeout(stall_s):
-                    message = await self._receive()
+                with self._waiting():
+                    async with asyncio.timeout(stall_s):
+                        message = await self._receive()
             except TimeoutError:
                 raise RequestTimeout(f"The request's body paused for {stall_s:g} s: send it in one go.") from None
         if message["type"] == "http.disconnect":

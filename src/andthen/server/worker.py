@@ -100,7 +100,7 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
             _limiter(boot, measured) as limiter,
             EngineClient(boot.engine_path) as engine,
             Transport() as transport,
-            LedgerWriter(store, _holder(boot.place), Path(boot.home)) as pen,
+            LedgerWriter(store, _holder(boot.place), Path(boot.home), measured.note_ledger) as pen,
         ):
             prices = price_book(boot.prices)
             services = Services(
