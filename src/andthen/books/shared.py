@@ -1,12 +1,11 @@
-"""Limits that several machines share, counted in Redis or Valkey. The only room that knows its client, an extra of the
-package that is imported only here.
+"""Limits that several machines share, counted in Redis or Valkey.
 
 A take is one script and a settlement is one, so each is whole or not at all, and the time is Redis' own. A grant holds
 a lease there that is renewed while it runs: what a process leaves behind that died is free again `lease_s` later. The
 tokens that it reserved stay counted, for nobody knows what it used, until they slide out of the window.
 
-While Redis does not answer, keys with bounds are refused or admitted, as the settings say, and nothing is asked of it
-until a probe with growing delays has found it back. Settlements that it missed are told then.
+While Redis does not answer, keys with bounds are refused or admitted, as the settings say. Settlements that it missed
+are told once it is back.
 """
 
 from __future__ import annotations
@@ -18,15 +17,9 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from types import TracebackType
 from typing import Any, Literal, Self
-from urllib.parse import urlsplit
 
-import redis.asyncio
 import structlog
 from msgspec import Struct
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.maint_notifications import MaintNotificationsConfig
 
 from andthen.books import scripts
 from andthen.books.limits import (
@@ -42,14 +35,11 @@ from andthen.books.limits import (
     slot_ms,
 )
 from andthen.contract.errors import LimitsUnavailable
+from andthen.redis_link import LONGEST_PROBE_S, TIMEOUT_S, Away, RedisLink
 
 LEASE_S = 15.0
-TIMEOUT_S = 0.25
 
 _RENEWALS_A_LEASE = 3
-_FIRST_PROBE_S = 0.1
-_LONGEST_PROBE_S = 2.0
-_CONNECTIONS = 16
 _PREFIX = "andthen:limits"
 _MOST = 2**53 - 1
 """The largest whole number that a script can count."""
@@ -58,10 +48,6 @@ _KINDS: tuple[Kind, ...] = ("requests", "tokens", "concurrent")
 _LOG = structlog.get_logger("andthen.limits")
 
 Gone = Literal["closed", "open"]
-
-
-class _Away(Exception):
-    """Redis does not answer, or not as it should."""
 
 
 class _Owed(Struct, frozen=True):
@@ -100,14 +86,15 @@ class SharedLimiter:
         self._window_ms = window_ms
         self._lease_s = lease_s
         self._prefix = prefix
-        self._redis = _Redis(url, timeout_s)
+        self._redis = RedisLink(url, "limits", timeout_s)
+        self._scripts = {text: self._redis.client.register_script(text) for text in scripts.ALL}
         self._running: dict[str, str] = {}
         """A grant's id → its key's."""
         self._owed: dict[str, _Owed] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Self:
-        await self._redis.probe(*self._probe())
+        await self._redis.probe(self._probe)
         self._keeper = asyncio.create_task(self._keep(), name="andthen-limits")
         return self
 
@@ -144,7 +131,7 @@ class SharedLimiter:
             self._owe(grant_id, key_id, 0, forget=True)
             asking.add_done_callback(lambda _: self._spawn(self._tell(grant_id)))
             raise
-        except _Away:
+        except Away:
             self._owe(grant_id, key_id, 0, forget=True)  # it may have been counted, and only the reply was lost
             return self._without(key_id)
         refused_for, wait_ms, requests, used, reset_ms = reply
@@ -173,9 +160,7 @@ class SharedLimiter:
         most = (
             -1 if bound is None else min(bound, _MOST) for bound in (bounds.requests, bounds.tokens, bounds.concurrent)
         )
-        return await self._redis.run(
-            scripts.TAKE, self._names(key_id), [*self._spans(), grant_id, min(tokens, _MOST), *most]
-        )
+        return await self._run(scripts.TAKE, self._names(key_id), [*self._spans(), grant_id, min(tokens, _MOST), *most])
 
     def _owe(self, grant_id: str, key_id: str, tokens: int, *, forget: bool) -> None:
         until_s = time.monotonic() + max(self._lease_s, self._window_ms / 1000)
@@ -190,8 +175,8 @@ class SharedLimiter:
         if owed is None or self._redis.away:
             return
         arguments: list[str | int] = [*self._spans(), grant_id, owed.tokens, int(owed.forget)]
-        with contextlib.suppress(_Away):
-            await self._redis.run(scripts.SETTLE, self._names(owed.key_id), arguments)
+        with contextlib.suppress(Away):
+            await self._run(scripts.SETTLE, self._names(owed.key_id), arguments)
             self._owed.pop(grant_id, None)
 
     async def _keep(self) -> None:
@@ -202,11 +187,11 @@ class SharedLimiter:
                 await asyncio.wait_for(self._redis.lost.wait(), interval_s)
             try:
                 if self._redis.away:
-                    await self._redis.wait_back(*self._probe())
+                    await self._redis.wait_back(self._probe)
                 await self._look_after()
             except Exception:
                 _LOG.exception("limits_not_looked_after")
-                await asyncio.sleep(_LONGEST_PROBE_S)
+                await asyncio.sleep(LONGEST_PROBE_S)
 
     async def _look_after(self) -> None:
         now_s = time.monotonic()
@@ -218,18 +203,22 @@ class SharedLimiter:
         by_key: dict[str, list[str]] = {}
         for grant_id, key_id in self._running.items():
             by_key.setdefault(key_id, []).append(grant_id)
-        with contextlib.suppress(_Away):
+        with contextlib.suppress(Away):
             for key_id, ids in by_key.items():
-                await self._redis.run(scripts.RENEW, self._names(key_id), [*self._spans(), *ids])
+                await self._run(scripts.RENEW, self._names(key_id), [*self._spans(), *ids])
                 for grant_id in ids:
                     if grant_id not in self._running and grant_id not in self._owed:
                         # It was settled meanwhile, and the renewal may have come after that.
                         self._owe(grant_id, key_id, 0, forget=False)
             await self._pay()
 
-    def _probe(self) -> tuple[list[str], list[str | int]]:
-        """What a renewal takes, for a key that is nobody's: it needs all that the others need."""
-        return self._names("probe"), [*self._spans(), "probe"]
+    async def _probe(self) -> None:
+        """A renewal for a key that is nobody's: it needs all that the others need, scripts and writes."""
+        await self._scripts[scripts.RENEW](keys=self._names("probe"), args=[*self._spans(), "probe"])
+
+    async def _run(self, script: str, names: Sequence[str], arguments: Sequence[str | int]) -> list[int]:
+        """Raises Away."""
+        return await self._redis.run(lambda: self._scripts[script](keys=names, args=arguments))
 
     def _names(self, key_id: str) -> list[str]:
         """In braces is what a cluster shards by."""
@@ -243,74 +232,3 @@ class SharedLimiter:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
-
-
-class _Redis:
-    """The connections, and whether they lead anywhere."""
-
-    def __init__(self, url: str, timeout_s: float) -> None:
-        parts = urlsplit(url)
-        self._address = f"{parts.hostname or parts.path}:{parts.port or 6379}"
-        self._timeout_s = timeout_s
-        self._room = asyncio.Semaphore(_CONNECTIONS)
-        pool = redis.asyncio.ConnectionPool.from_url(
-            url,
-            max_connections=_CONNECTIONS + 1,  # one to probe with
-            socket_timeout=timeout_s,
-            socket_connect_timeout=timeout_s,
-            retry=Retry(NoBackoff(), 0),
-            # Else a connection that Redis has closed is not noticed before it is used (redis-py 8.1.0).
-            maint_notifications_config=MaintNotificationsConfig(enabled=False),
-        )
-        self._client = redis.asyncio.Redis.from_pool(pool)
-        self._scripts = {text: self._client.register_script(text) for text in scripts.ALL}
-        self._away_since_s: float | None = None
-        self.lost = asyncio.Event()
-
-    @property
-    def away(self) -> bool:
-        return self._away_since_s is not None
-
-    async def run(self, script: str, names: Sequence[str], arguments: Sequence[str | int]) -> list[int]:
-        """Raises _Away. The wait behind others of this process has no bound: it is no fault of Redis'."""
-        async with self._room:
-            if self.away:
-                raise _Away
-            return await self._run(script, names, arguments)
-
-    async def _run(self, script: str, names: Sequence[str], arguments: Sequence[str | int]) -> list[int]:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._scripts[script](keys=names, args=arguments)  # type: ignore[no-any-return]
-        except (RedisError, OSError, TimeoutError) as error:
-            self._lose(error)
-            raise _Away from error
-
-    async def probe(self, names: Sequence[str], arguments: Sequence[str | int]) -> bool:
-        """Whether it answers, runs scripts and takes writes."""
-        try:
-            await self._run(scripts.RENEW, names, arguments)
-        except _Away:
-            return False
-        return True
-
-    async def wait_back(self, names: Sequence[str], arguments: Sequence[str | int]) -> None:
-        delay_s = _FIRST_PROBE_S
-        with contextlib.suppress(RedisError, OSError):
-            await self._client.connection_pool.disconnect(inuse_connections=False)  # from the Redis that was
-        while not await self.probe(names, arguments):
-            await asyncio.sleep(delay_s)
-            delay_s = min(2 * delay_s, _LONGEST_PROBE_S)
-        if self._away_since_s is not None:
-            _LOG.info("redis_back", address=self._address, after_s=round(time.monotonic() - self._away_since_s, 1))
-        self._away_since_s = None
-        self.lost.clear()
-
-    async def close(self) -> None:
-        await self._client.aclose()
-
-    def _lose(self, error: Exception) -> None:
-        if self._away_since_s is None:
-            self._away_since_s = time.monotonic()
-            _LOG.error("redis_gone", address=self._address, reason=f"{type(error).__name__}: {error}")
-        self.lost.set()
