@@ -200,6 +200,14 @@ def test_a_deleted_key_is_in_no_list_and_opens_nothing(any_store: SqlStore) -> N
     assert any_store.create_key("ci").key.id != issued.key.id
 
 
+@pytest.mark.parametrize("name", ["\0", "a\0b", "a\nb", "\udc80", "", "x" * 9999, "%", "_"])
+def test_what_no_key_can_be_named_is_the_name_of_none(any_store: SqlStore, name: str) -> None:
+    any_store.create_key("ci")
+    for ask in (any_store.find_key, any_store.rotate_key, any_store.delete_key):
+        with pytest.raises(NoSuchKey):
+            ask(name)
+
+
 def test_the_audit_tells_who_changed_what_and_no_secret(any_store: SqlStore) -> None:
     before_ms = now_ms()
     first = any_store.create_key("ci", policy=BOUNDED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 
 import msgspec
 from msgspec import Struct
@@ -91,6 +91,14 @@ class Routes:
             self._by_path[path] = Route("page", "GET", handler, Access.OPEN, chatty=True)
         self._model = Route("model", "GET", listing.show_model, Access.KEY)
         self._below_models = tuple(f"{path}/" for path in MODELS)
+
+    def __iter__(self) -> Iterator[tuple[str, Route]]:
+        """All of them, each with a path that leads there."""
+        yield from self._by_path.items()
+        for path in self._below_models:
+            yield f"{path}local/any", self._model
+        yield f"{ADMIN_KEYS}/any", self._key
+        yield f"{ADMIN_KEYS}/any{ROTATE}", self._rotate
 
     def find(self, path: str) -> Route:
         """Raises `NotFound`."""

@@ -189,7 +189,9 @@ class Keys(Database):
 
 def _find(connection: sa.Connection, id_or_name: str) -> Key:
     named = sa.and_(KEYS.c.name == id_or_name, KEYS.c.revoked_at_ms.is_(None))
-    row = connection.execute(sa.select(*_KEY_COLUMNS).where(_THERE, sa.or_(KEYS.c.id == id_or_name, named))).first()
+    row = None
+    if id_or_name.isprintable():  # as every id and name is; PostgreSQL takes no NUL, even to look for
+        row = connection.execute(sa.select(*_KEY_COLUMNS).where(_THERE, sa.or_(KEYS.c.id == id_or_name, named))).first()
     if row is None:
         raise NoSuchKey(f"no key has the id {id_or_name!r}, and none in force the name: `andthen keys list` shows them")
     return _key(row)
