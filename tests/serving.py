@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 ANDTHEN = Path(sys.executable).parent / "andthen"
+LOG = "server.log"
 START_S = 30
 STOP_S = 30
 
@@ -57,6 +58,15 @@ def andthen(*arguments: str, home: Path) -> str:
     return done.stdout
 
 
+def start(home: Path, port: int, *arguments: str) -> subprocess.Popen[str]:
+    """`andthen serve` with its state in this folder; what it says is added to the log there."""
+    command: list[str | Path] = [ANDTHEN, "serve", "--port", str(port), *arguments]
+    with (home / LOG).open("a") as output:
+        return subprocess.Popen(
+            command, env=os.environ | {"ANDTHEN_HOME": str(home)}, stdout=output, stderr=subprocess.STDOUT, text=True
+        )
+
+
 @contextmanager
 def serving(home: Path, *arguments: str, settings: str = "") -> Iterator[Server]:
     """A server that is ready, stopped by SIGTERM at the end. `settings` is the text of its TOML file."""
@@ -64,15 +74,10 @@ def serving(home: Path, *arguments: str, settings: str = "") -> Iterator[Server]
     config.write_text(settings)
     key = andthen("keys", "create", "--name", "tests", home=home).strip()
     port = free_port()
-    command: list[str | Path] = [ANDTHEN, "serve", *arguments, "--port", str(port), "--config", str(config)]
-    log = home / "server.log"
-    with log.open("w") as output:
-        process = subprocess.Popen(
-            command, env=os.environ | {"ANDTHEN_HOME": str(home)}, stdout=output, stderr=subprocess.STDOUT, text=True
-        )
+    process = start(home, port, *arguments, "--config", str(config))
     try:
         url = f"http://127.0.0.1:{port}"
-        _wait_until_ready(url, process, log)
+        wait_until_ready(url, process, home)
         request = urllib.request.Request(f"{url}/v1/models", headers={"x-api-key": key})
         with urllib.request.urlopen(request, timeout=START_S) as reply:
             model = json.load(reply)["data"][0]["id"]
@@ -87,7 +92,8 @@ def serving(home: Path, *arguments: str, settings: str = "") -> Iterator[Server]
             raise
 
 
-def _wait_until_ready(url: str, process: subprocess.Popen[str], log: Path) -> None:
+def wait_until_ready(url: str, process: subprocess.Popen[str], home: Path) -> None:
+    log = home / LOG
     deadline = time.monotonic() + START_S
     while time.monotonic() < deadline:
         assert process.poll() is None, f"the server ended with {process.returncode}:\n{log.read_text()}"

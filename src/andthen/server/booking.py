@@ -61,7 +61,10 @@ class Booking:
         """The most that a request can come to. Upstream a prompt may be sent once for each candidate; the embedded
         engine reads it once."""
         is_local = self._services.catalog.find(request.model).abilities.vocab_size is not None
-        prompts = sum(worst_prompt_tokens(prompt) for prompt in request.prompts)
+        prompts = sum(
+            worst_prompt_tokens(prompt, len(prompt) if is_local and isinstance(prompt, tuple) else None)
+            for prompt in request.prompts
+        )
         if request.suffix is not None:
             prompts += len(request.prompts) * worst_prompt_tokens(request.suffix)
         generated = len(request.prompts) * request.best_of * request.max_tokens
