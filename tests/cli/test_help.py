@@ -29,7 +29,10 @@ def test_help_names_every_command(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "keys create", "keys list", "keys revoke", "models pull"])
+@pytest.mark.parametrize(
+    "command",
+    [*COMMANDS, "keys create", "keys list", "keys revoke", "models pull", "ledger export", "ledger prune"],
+)
 def test_every_command_has_help(tmp_path: Path, command: str) -> None:
     done = run(tmp_path, *command.split(), "--help")
     assert (done.returncode, done.stderr) == (0, "")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from msgspec import Struct
+from msgspec import Meta, Struct
+
+_Days = Annotated[int, Meta(ge=1, le=36_500)]
 
 
 class BooksSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -20,3 +22,8 @@ class BooksSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     redis_gone: Literal["closed", "open"] = "closed"
     """What becomes of keys with limits while Redis is gone: `closed` refuses them with 503 `limits_unavailable`, `open`
     admits them uncounted."""
+    keep_requests_days: _Days | None = None
+    """For how many days the ledger has a row for each request and each call; then only what they came to stays, by day,
+    key and model. Unset: for ever."""
+    keep_audit_days: _Days | None = None
+    """For how many days it is known who changed a key. Unset: for ever."""

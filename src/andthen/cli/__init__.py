@@ -23,6 +23,7 @@ COMMANDS = {
     "prices": "andthen.cli.prices:prices",
     "explain": "andthen.cli.explain:explain",
     "usage": "andthen.cli.usage:usage",
+    "ledger": "andthen.cli.ledger:ledger",
 }
 
 FAILED = 1

@@ -4,47 +4,26 @@ from __future__ import annotations
 
 import csv
 import json
-import re
 import sys
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
 
+from andthen.cli.moments import Moment
 from andthen.cli.settings import config_option
 from andthen.cli.tables import table
 
 if TYPE_CHECKING:
     from andthen.books.store.usage import UsageRow
 
-_AGO = re.compile(r"(\d{1,5})([hdw])")
-_UNITS = {"h": "hours", "d": "days", "w": "weeks"}
-
-
-class _Moment(click.ParamType[datetime]):
-    """A day, a moment, or how long ago."""
-
-    name = "when"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:  # noqa: ARG002
-        if isinstance(value, datetime):
-            return value
-        if ago := _AGO.fullmatch(value):
-            return datetime.now(UTC) - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
-        try:
-            moment = datetime.fromisoformat(value)
-        except ValueError:
-            self.fail(f"{value!r} is no moment: write 2026-11-23, 2026-11-23T12:00Z, or how long ago: 12h, 7d, 4w.")
-        return moment if moment.tzinfo else moment.replace(tzinfo=UTC)
-
 
 @click.command()
 @click.option("--by", default="day,key,model", show_default=True, metavar="GROUPS", help="Any of day, key and model.")
-@click.option("--since", type=_Moment(), default="30d", show_default=True, help="The first moment: a date, or 7d ago.")
-@click.option("--until", type=_Moment(), help="The first moment that does not count any more.")
+@click.option("--since", type=Moment(), default="30d", show_default=True, help="The first moment: a date, or 7d ago.")
+@click.option("--until", type=Moment(), help="The first moment that does not count any more.")
 @click.option("--key", metavar="ID|NAME", help="Only of this key.")
 @click.option("--csv", "as_csv", is_flag=True, help="Print comma-separated values.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON; money in millionths of a US dollar.")
@@ -52,8 +31,8 @@ class _Moment(click.ParamType[datetime]):
 def usage(
     *,
     by: str,
-    since: datetime,
-    until: datetime | None,
+    since: int,
+    until: int | None,
     key: str | None,
     as_csv: bool,
     as_json: bool,
@@ -80,7 +59,7 @@ def usage(
         raise click.UsageError("Choose one of --csv and --json.")
     with closing(open_store(database(os.environ, file=config_file))) as store:
         key_id = None if key is None else store.find_key(key).id
-        rows = store.usage(groups, since_ms=_ms(since), until_ms=None if until is None else _ms(until), key_id=key_id)
+        rows = store.usage(groups, since_ms=since, until_ms=until, key_id=key_id)
     if as_json:
         click.echo(json.dumps([msgspec.to_builtins(row) for row in rows], indent=2))
     elif rows or as_csv:
@@ -117,7 +96,3 @@ def _cell(row: UsageRow, name: str, *, as_csv: bool) -> str:
     if as_csv:
         return str(value)
     return value or "–" if isinstance(value, str) else f"{value:,}"
-
-
-def _ms(moment: datetime) -> int:
-    return round(moment.timestamp() * 1000)

@@ -31,6 +31,7 @@ from andthen.books.limits import Limiter
 from andthen.books.memory import MemoryLimiter
 from andthen.books.price_table import price_book
 from andthen.books.prices import Prices
+from andthen.books.retention import Retention
 from andthen.books.settings import BooksSettings
 from andthen.books.store import open_store
 from andthen.books.watch import KeyWatch
@@ -101,6 +102,7 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
             EngineClient(boot.engine_path) as engine,
             Transport() as transport,
             LedgerWriter(store, _holder(boot.place), Path(boot.home), measured.note_ledger) as pen,
+            Retention(store, boot.books),
         ):
             prices = price_book(boot.prices)
             services = Services(

@@ -20,7 +20,7 @@ from andthen.books.ledger import Bounded, Intent, Settlement
 from andthen.books.policy import WINDOWS, Budget, Window
 from andthen.books.store.database import Database, now_ms
 from andthen.books.store.postgres import CLOCK_MS, KEYS_LOCK
-from andthen.books.store.schema import CALLS, HOLDERS, REQUESTS, SPENDING
+from andthen.books.store.schema import CALLS, HOLDERS, REMOVED, REQUESTS, SPENDING
 
 Entry = Intent | Settlement
 _DAY_MS = 86_400_000
@@ -50,7 +50,7 @@ class Ledger(Database):
         """
         results: list[Bounded | None] = [None] * len(entries)
         with self.writing() as connection:
-            _lock(connection, {_intent(entry).key_id for entry in entries})
+            lock_keys(connection, {_intent(entry).key_id for entry in entries})
             for place, entry in enumerate(entries):
                 if isinstance(entry, Intent):
                     results[place] = _intend(connection, entry)
@@ -61,18 +61,18 @@ class Ledger(Database):
     def renew(self, holder: str, lease_s: float) -> None:
         """The process `holder` lives, for so long at least."""
         with self.writing() as connection:
-            until_ms = _clock_ms(connection) + round(lease_s * 1000)
-            row = _insert(connection, HOLDERS).values(id=holder, until_ms=until_ms)
+            until_ms = clock_ms(connection) + round(lease_s * 1000)
+            row = insert(connection, HOLDERS).values(id=holder, until_ms=until_ms)
             connection.execute(row.on_conflict_do_update(index_elements=["id"], set_={"until_ms": until_ms}))
 
     def release_lost(self) -> int:
         """Settles what dead processes left open: as lost, at no cost, its reservation given back. How many."""
         with self.writing() as connection:
-            at_ms = _clock_ms(connection)
+            at_ms = clock_ms(connection)
             alive = sa.select(HOLDERS.c.id).where(HOLDERS.c.until_ms >= at_ms)
             left = sa.select(REQUESTS).where(REQUESTS.c.settled_at_ms.is_(None), REQUESTS.c.holder.not_in(alive))
             lost = connection.execute(left).all()
-            _lock(connection, {row.key_id for row in lost})
+            lock_keys(connection, {row.key_id for row in lost})
             for row in lost:
                 _settle(connection, Settlement(
                     intent=_read_intent(row), status=500, ended_by="lost", code="lost", settled_at_ms=now_ms()
@@ -132,7 +132,7 @@ def _settle(connection: sa.Connection, settlement: Settlement) -> None:
     released = Spent(reserved_micros=-intent.reserved_micros, reserved_tokens=-intent.reserved_tokens)
     if connection.execute(_CLOSE, values | {"id": intent.id}).rowcount == 0:
         # Of one that was taken for dead, because the database was gone while its lease ran out, the truth is told late.
-        took = _insert(connection, REQUESTS).values(_opened(intent) | values)
+        took = insert(connection, REQUESTS).values(_opened(intent) | values)
         made = took.on_conflict_do_update(
             index_elements=["id"],
             set_=values,
@@ -210,18 +210,22 @@ def _kept(connection: sa.Connection, which: sa.ColumnElement[bool]) -> Spent | N
 
 
 def _known(connection: sa.Connection, key_id: str, start_ms: int) -> Spent:
-    """What the ledger's rows say of a period."""
+    """What the ledger says of a period: the rows that are there, and what removed ones came to, by days. In one
+    statement, for rows may go between two."""
     is_open = REQUESTS.c.settled_at_ms.is_(None)
-    total = REQUESTS.c.prompt_tokens + REQUESTS.c.completion_tokens
-    sums = (
-        REQUESTS.c.cost_micros,
-        sa.case((is_open, REQUESTS.c.reserved_micros), else_=0),
-        total,
-        sa.case((is_open, REQUESTS.c.reserved_tokens), else_=0),
-    )
-    own = sa.and_(REQUESTS.c.key_id == key_id, REQUESTS.c.started_at_ms >= start_ms)
-    row = connection.execute(sa.select(*(sa.func.coalesce(sa.func.sum(one), 0) for one in sums)).where(own)).one()
-    return Spent(*map(int, row))
+    there = sa.select(
+        REQUESTS.c.cost_micros.label("micros"),
+        sa.case((is_open, REQUESTS.c.reserved_micros), else_=0).label("reserved_micros"),
+        (REQUESTS.c.prompt_tokens + REQUESTS.c.completion_tokens).label("tokens"),
+        sa.case((is_open, REQUESTS.c.reserved_tokens), else_=0).label("reserved_tokens"),
+    ).where(REQUESTS.c.key_id == key_id, REQUESTS.c.started_at_ms >= start_ms)
+    nothing = sa.literal(0)
+    gone = sa.select(
+        REMOVED.c.cost_micros, nothing, REMOVED.c.prompt_tokens + REMOVED.c.completion_tokens, nothing
+    ).where(REMOVED.c.key_id == key_id, REMOVED.c.start_ms >= start_ms)  # fmt: skip
+    each = sa.union_all(there, gone).subquery()
+    sums = sa.select(*(sa.func.coalesce(sa.func.sum(each.c[name]), 0) for name in Spent._fields))
+    return Spent(*map(int, connection.execute(sums).one()))
 
 
 def _change(connection: sa.Connection, intent: Intent, by: Spent) -> None:
@@ -235,20 +239,20 @@ def _of(key_id: str, window: Window, start_ms: int) -> sa.ColumnElement[bool]:
     return sa.and_(SPENDING.c.key_id == key_id, SPENDING.c.window == window, SPENDING.c.start_ms == start_ms)
 
 
-def _lock(connection: sa.Connection, key_ids: Collection[str]) -> None:
+def lock_keys(connection: sa.Connection, key_ids: Collection[str]) -> None:
     """Lets nobody else change what these keys have spent until the transaction ends. In SQLite nobody else writes."""
     if connection.dialect.name == "postgresql" and key_ids:
         connection.execute(sa.text(KEYS_LOCK), {"keys": sorted(key_ids)})
 
 
-def _clock_ms(connection: sa.Connection) -> int:
+def clock_ms(connection: sa.Connection) -> int:
     """Milliseconds since 1970, by the clock of the database where other machines use it too."""
     if connection.dialect.name == "postgresql":
         return int(connection.execute(sa.text(CLOCK_MS)).scalar_one())
     return now_ms()
 
 
-def _insert(connection: sa.Connection, table: sa.Table) -> Any:
+def insert(connection: sa.Connection, table: sa.Table) -> Any:
     """INSERT with ON CONFLICT, which both databases have and SQL has not."""
     return (postgresql if connection.dialect.name == "postgresql" else sqlite).insert(table)
 
@@ -267,9 +271,9 @@ _OPENED = (
     "reserved_tokens",
 )  # fmt: skip
 _CLOSED = (
-    "settled_at_ms", "status", "ended_by", "code", "model_answered", "cost_micros", "price", "plan", "origin", "retries",
-    "queue_ms", "first_ms", "total_ms", "prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens",
-    "source",
+    "settled_at_ms", "status", "ended_by", "code", "model_answered", "cost_micros", "price", "plan", "origin",
+    "retries", "queue_ms", "first_ms", "total_ms", "prompt_tokens", "cached_tokens", "completion_tokens",
+    "reasoning_tokens", "source",
 )  # fmt: skip
 _OPEN = _said(REQUESTS.insert().values(_given(_OPENED)))
 _CLOSE = _said(

@@ -10,11 +10,32 @@ import sqlalchemy as sa
 from msgspec import Struct
 
 from andthen.books.store.database import Database
-from andthen.books.store.schema import KEYS, REQUESTS
+from andthen.books.store.schema import KEYS, REMOVED, REQUESTS
 
 Group = Literal["day", "key", "model"]
 GROUPS: tuple[Group, ...] = ("day", "key", "model")
 _DAY_MS = 86_400_000
+
+_IS_OPEN = REQUESTS.c.settled_at_ms.is_(None)
+_FAILED = sa.and_(sa.not_(_IS_OPEN), REQUESTS.c.ended_by != "reply")
+_TOTALS = ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "cost_micros")
+SUMS = ("requests", "failed", *_TOTALS)
+"""What is added up."""
+THERE = sa.select(
+    (REQUESTS.c.started_at_ms - REQUESTS.c.started_at_ms % _DAY_MS).label("day"),
+    REQUESTS.c.key_id.label("key"),
+    sa.case((REQUESTS.c.model_answered != "", REQUESTS.c.model_answered), else_=REQUESTS.c.model_asked).label("model"),
+    sa.literal_column("1").label("requests"),
+    sa.case((_FAILED, 1), else_=0).label("failed"),
+    *(REQUESTS.c[name] for name in _TOTALS),
+    sa.case((_IS_OPEN, 1), else_=0).label("open"),
+)
+"""Requests whose rows are there, each with its groups and what it adds to the sums; `day` is when its day began, UTC,
+in milliseconds since 1970."""
+_GONE = sa.select(
+    REMOVED.c.start_ms, REMOVED.c.key_id, REMOVED.c.model, *(REMOVED.c[name] for name in SUMS), sa.literal_column("0")
+)
+"""The same of those whose rows were removed, together by day, key and model."""
 
 
 class UsageRow(Struct, frozen=True, kw_only=True):
@@ -50,44 +71,34 @@ class UsageBook(Database):
         """The sums of each group, in the groups' order.
 
         Args:
-            since_ms, until_ms: when the requests began, Unix time in milliseconds, the end not included.
+            since_ms, until_ms: when the requests began, Unix time in milliseconds, the end not included. Those whose
+                rows were removed count with the beginning of their day.
             key_id: only of this key.
         """
-        day = (REQUESTS.c.started_at_ms // _DAY_MS).label("day")
-        model = sa.case(
-            (REQUESTS.c.model_answered != "", REQUESTS.c.model_answered), else_=REQUESTS.c.model_asked
-        ).label("model")
-        columns: dict[Group, Any] = {"day": day, "key": REQUESTS.c.key_id.label("key"), "model": model}
-        chosen = [columns[group] for group in groups]
-        is_open = REQUESTS.c.settled_at_ms.is_(None)
-        failed = sa.and_(sa.not_(is_open), REQUESTS.c.ended_by != "reply")
-        sums = [
-            sa.func.count().label("requests"),
-            _sum(sa.case((failed, 1), else_=0)).label("failed"),
-            *(
-                _sum(REQUESTS.c[name]).label(name)
-                for name in ("prompt_tokens", "cached_tokens", "completion_tokens", "reasoning_tokens", "cost_micros")
-            ),
-            _sum(sa.case((is_open, 1), else_=0)).label("open"),
-        ]
-        where = [REQUESTS.c.started_at_ms >= since_ms]
-        if until_ms is not None:
-            where.append(REQUESTS.c.started_at_ms < until_ms)
-        if key_id is not None:
-            where.append(REQUESTS.c.key_id == key_id)
-        query = sa.select(*chosen, *sums).where(*where).group_by(*chosen).order_by(*chosen)
+        each = sa.union_all(
+            _within(THERE, REQUESTS.c.key_id, REQUESTS.c.started_at_ms, since_ms, until_ms, key_id),
+            _within(_GONE, REMOVED.c.key_id, REMOVED.c.start_ms, since_ms, until_ms, key_id),
+        ).subquery()
+        chosen = [each.c[group] for group in groups]
+        sums = [sa.func.coalesce(sa.func.sum(each.c[name]), 0).label(name) for name in (*SUMS, "open")]
+        query = sa.select(*chosen, *sums).group_by(*chosen).order_by(*chosen)
         with self.reading() as connection:
             names = {row.id: row.name for row in connection.execute(sa.select(KEYS.c.id, KEYS.c.name))}
             return [_row(row._mapping, names) for row in connection.execute(query) if row.requests]
 
 
-def _sum(value: Any) -> Any:
-    return sa.func.coalesce(sa.func.sum(value), 0)
+def _within(
+    rows: sa.Select[Any], key: Any, began_ms: Any, since_ms: int, until_ms: int | None, key_id: str | None
+) -> sa.Select[Any]:
+    rows = rows.where(began_ms >= since_ms)
+    if until_ms is not None:
+        rows = rows.where(began_ms < until_ms)
+    return rows if key_id is None else rows.where(key == key_id)
 
 
 def _row(row: Any, names: dict[str, str]) -> UsageRow:
     counts = {name: int(row[name]) for name in row if name not in GROUPS}
     key = row.get("key", "")
     day = row.get("day")
-    shown = "" if day is None else f"{datetime.fromtimestamp(int(day) * _DAY_MS / 1000, UTC):%Y-%m-%d}"
+    shown = "" if day is None else f"{datetime.fromtimestamp(int(day) / 1000, UTC):%Y-%m-%d}"
     return UsageRow(day=shown, key=key, name=names.get(key, ""), model=row.get("model", ""), **counts)
