@@ -116,7 +116,8 @@ def check_name(name: str) -> str:
     if not _NAME.fullmatch(name) or name.startswith(_ID_PREFIX):
         raise ValueError(
             f"a key's name has 1 to {NAME_MAX_CHARACTERS} letters, digits, spaces and . @ + - _, begins with a letter"
-            f" or a digit, does not end with a space and does not begin with {_ID_PREFIX!r}: {name!r}"
+            f" or a digit, does not end with a space and does not begin with {_ID_PREFIX!r}:"
+            f" {name[: NAME_MAX_CHARACTERS + 1]!r}"
         )
     return name
 
