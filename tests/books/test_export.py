@@ -58,12 +58,12 @@ def test_they_are_of_a_time_and_a_key(store: SqlStore) -> None:
     assert [row["request_id"] for row in store.export("calls", key_id="key_b")] == ["cmpl-2"]
 
 
-@pytest.mark.parametrize("page_rows", [1, 2, 3, 7])
+@pytest.mark.parametrize("page_requests", [1, 2, 3, 7])
 def test_pages_leave_no_row_out_and_tell_none_twice(
-    store: SqlStore, monkeypatch: pytest.MonkeyPatch, page_rows: int
+    store: SqlStore, monkeypatch: pytest.MonkeyPatch, page_requests: int
 ) -> None:
     """Rows that began in the same millisecond too."""
-    monkeypatch.setattr(export, "_PAGE_ROWS", page_rows)
+    monkeypatch.setattr(export, "_PAGE_REQUESTS", page_requests)
     began = [intent(number, started_at_ms=NOON_MS + number // 4) for number in range(10)]
     store.record([settled(one, calls=settled(one).calls * 2) for one in reversed(began)])
     assert [row["id"] for row in store.export("requests")] == [one.id for one in began]
@@ -72,7 +72,7 @@ def test_pages_leave_no_row_out_and_tell_none_twice(
 
 
 def test_who_reads_slowly_holds_no_writer_up(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export, "_PAGE_ROWS", 1)
+    monkeypatch.setattr(export, "_PAGE_REQUESTS", 1)
     store.record([settled(intent(number)) for number in range(3)])
     reading = store.export("requests")
     next(reading)

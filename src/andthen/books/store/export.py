@@ -6,7 +6,7 @@ no vacuum waits for who reads slowly. A request that is settled in between is to
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
@@ -16,20 +16,17 @@ from andthen.books.store.database import Database
 from andthen.books.store.schema import CALLS, REQUESTS
 
 Rows = Literal["requests", "calls"]
-_TABLES: dict[Rows, tuple[sa.Table, tuple[sa.Column[Any], ...]]] = {
-    "requests": (REQUESTS, (REQUESTS.c.started_at_ms, REQUESTS.c.id)),
-    "calls": (CALLS, (REQUESTS.c.started_at_ms, CALLS.c.request_id, CALLS.c.number)),
-}
-"""Each with the order of its rows, in which no two are equal."""
-_PAGE_ROWS = 1000
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-
 Value = str | int | bool | None
+
+_TABLES: dict[Rows, sa.Table] = {"requests": REQUESTS, "calls": CALLS}
+_ORDER = (REQUESTS.c.started_at_ms, REQUESTS.c.id)
+_PAGE_REQUESTS = 1000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def columns(rows: Rows) -> list[str]:
     """The names of the columns, in their order."""
-    return [_named(column.name) for column in _TABLES[rows][0].columns]
+    return [_shown(column.name)[0] for column in _TABLES[rows].columns]
 
 
 class Export(Database):
@@ -47,37 +44,46 @@ class Export(Database):
             since_ms, until_ms: when the requests began, Unix time in milliseconds, the end not included.
             key_id: only of this key.
         """
-        table, order = _TABLES[rows]
-        names = table.columns.keys()
         within = REQUESTS.c.started_at_ms >= since_ms
         if until_ms is not None:
             within &= REQUESTS.c.started_at_ms < until_ms
         if key_id is not None:
             within &= REQUESTS.c.key_id == key_id
-        places = [column.label(f"place_{number}") for number, column in enumerate(order)]
-        of = table if rows == "requests" else CALLS.join(REQUESTS, REQUESTS.c.id == CALLS.c.request_id)
-        page = sa.select(*table.columns, *places).select_from(of).where(within).order_by(*order).limit(_PAGE_ROWS)
-        after: tuple[Any, ...] | None = None
+        page = sa.select(REQUESTS).where(within).order_by(*_ORDER).limit(_PAGE_REQUESTS)
+        shown = [_shown(column.name) for column in _TABLES[rows].columns]
+        last: sa.Row[*tuple[Any, ...]] | None = None
         while True:
+            asked = page if last is None else page.where(sa.tuple_(*_ORDER) > sa.tuple_(last.started_at_ms, last.id))
             with self.reading() as connection:
-                asked = page if after is None else page.where(sa.tuple_(*order) > sa.tuple_(*after))
-                found = connection.execute(asked).all()
+                requests = connection.execute(asked).all()
+                found = requests if rows == "requests" else _calls(connection, [row.id for row in requests])
             for row in found:
-                yield {_named(name): _told(name, value) for name, value in zip(names, row, strict=False)}
-            if len(found) < _PAGE_ROWS:
+                yield {
+                    name: None if value is None else tell(value) for (name, tell), value in zip(shown, row, strict=True)
+                }
+            if len(requests) < _PAGE_REQUESTS:
                 return
-            after = tuple(found[-1])[len(names) :]
+            last = requests[-1]
 
 
-def _named(column: str) -> str:
-    return column.removesuffix("_ms") if column.endswith("_at_ms") else column.replace("_micros", "_usd")
+def _calls(connection: sa.Connection, request_ids: list[str]) -> list[sa.Row[*tuple[Any, ...]]]:
+    places = {request_id: place for place, request_id in enumerate(request_ids)}
+    found = connection.execute(sa.select(CALLS).where(CALLS.c.request_id.in_(request_ids)))
+    return sorted(found, key=lambda row: (places[row.request_id], row.number))
 
 
-def _told(column: str, value: Any) -> Value:
-    if value is None:
-        return None
+def _shown(column: str) -> tuple[str, Callable[[Any], Value]]:
+    """A column's name outside, and how its values are told."""
     if column.endswith("_at_ms"):
-        return (_EPOCH + timedelta(milliseconds=value)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        return column.removesuffix("_ms"), _moment
     if column.endswith("_micros"):
-        return f"{value // 1_000_000}.{value % 1_000_000:06d}"
-    return value  # type: ignore[no-any-return]
+        return column.replace("_micros", "_usd"), _dollars
+    return column, lambda value: value
+
+
+def _moment(at_ms: int) -> str:
+    return (_EPOCH + timedelta(milliseconds=at_ms)).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _dollars(micros: int) -> str:
+    return f"{micros // 1_000_000}.{micros % 1_000_000:06d}"
