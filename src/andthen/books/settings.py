@@ -27,3 +27,9 @@ class BooksSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     key and model. Unset: for ever."""
     keep_audit_days: _Days | None = None
     """For how many days it is known who changed a key. Unset: for ever."""
+    reply_keep_s: Annotated[float, Meta(ge=1, le=30 * 86_400)] = 86_400.0
+    """How long a reply to a request with an `Idempotency-Key` is kept, in seconds, sealed with the caller's API key."""
+    reply_bytes: Annotated[int, Meta(ge=1024, le=2**30)] = 16 * 2**20
+    """Largest reply that is kept so; one that is larger is told once."""
+    replies_bytes: Annotated[int, Meta(ge=2**20)] = 2**30
+    """What all kept replies may come to; past it the oldest are forgotten."""

@@ -28,6 +28,7 @@ from andthen.books.store.keys import CLI, FIRST_KEY_NAME, Change, IssuedKey, Key
 from andthen.books.store.ledger import Ledger, Spent
 from andthen.books.store.postgres import MIGRATION_LOCK, is_url, postgres_engine
 from andthen.books.store.removal import Removal
+from andthen.books.store.replies import Replies
 from andthen.books.store.schema import HEAD, METADATA
 from andthen.books.store.sqlite import back_up, sqlite_engine
 from andthen.books.store.usage import Group, UsageBook, UsageRow
@@ -95,7 +96,7 @@ class Store(Protocol):
         """Gives the connections back."""
 
 
-class SqlStore(Keys, Ledger, UsageBook, Export, Removal):
+class SqlStore(Keys, Ledger, Replies, UsageBook, Export, Removal):
     """The Store in a SQL database."""
 
 

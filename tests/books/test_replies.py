@@ -1,0 +1,259 @@
+"""Replies under an Idempotency-Key: whose they are, how far they are, and how they are read again."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from andthen.books.replies import (
+    Data,
+    End,
+    Gone,
+    KeptReplies,
+    OtherBody,
+    Piece,
+    Recording,
+    ReplyStore,
+    Slip,
+    Start,
+    TooLarge,
+)
+from andthen.books.sealing import Seal, Unreadable
+from andthen.books.settings import BooksSettings
+from andthen.books.store import SqlStore, StoreUnavailable, open_store
+from andthen.books.store.replies import Claim, ReplyPlace
+
+KEY = "key-1"
+SECRET = "sk-andthen-secret"
+BEGUN = Start(200, [(b"content-type", b"text/event-stream")])
+
+
+def slip(name: str = "once", body: bytes = b"{}", secret: str = SECRET) -> Slip:
+    return Slip.of(KEY, secret, name, body)
+
+
+@asynccontextmanager
+async def process(store: SqlStore, **settings: Any) -> AsyncIterator[KeptReplies]:
+    """A process that lives."""
+    holder = secrets.token_hex(4)
+    await asyncio.to_thread(store.renew, holder, 60.0)
+    async with KeptReplies(store, holder, BooksSettings(**settings)) as replies:
+        yield replies
+
+
+async def begun(replies: KeptReplies, request_id: str = "cmpl-1", **slipped: Any) -> Recording:
+    claimed = await replies.claim(slip(**slipped), request_id)
+    assert isinstance(claimed, Recording)
+    return claimed
+
+
+async def others(replies: KeptReplies, request_id: str = "cmpl-2", **slipped: Any) -> AsyncIterator[Piece]:
+    claimed = await replies.claim(slip(**slipped), request_id)
+    assert not isinstance(claimed, Recording)
+    return claimed
+
+
+async def joined(pieces: AsyncIterator[Piece]) -> tuple[list[Piece], bytes]:
+    """Those that are no data, and the data."""
+    read = [piece async for piece in pieces]
+    data = b"".join(piece.data for piece in read if isinstance(piece, Data))
+    return [piece for piece in read if not isinstance(piece, Data)], data
+
+
+async def made(replies: KeptReplies, texts: tuple[bytes, ...], request_id: str = "cmpl-1", **slipped: Any) -> None:
+    recording = await begun(replies, request_id, **slipped)
+    recording.add(BEGUN)
+    for text in texts[:-1]:
+        recording.add(Data(text))
+        await asyncio.sleep(0)
+    await recording.end([Data(texts[-1])], whole=True)
+    recording.release()
+
+
+async def test_a_reply_is_read_again_in_the_same_process_and_in_others(any_store: SqlStore) -> None:
+    async with process(any_store) as one, process(any_store) as two:
+        await made(one, (b"Once ", b"upon ", b"a time"))
+        for replies in (one, two):
+            rest, data = await joined(await others(replies))
+            assert data == b"Once upon a time"
+            assert rest == [BEGUN, End(True)]
+
+
+async def test_a_reply_that_is_being_made_is_followed_to_its_end(any_store: SqlStore) -> None:
+    async with process(any_store) as one, process(any_store) as two:
+        recording = await begun(one)
+        following = [asyncio.create_task(joined(await others(replies))) for replies in (one, two)]
+        recording.add(BEGUN)
+        for text in (b"a", b"b", b"c"):
+            recording.add(Data(text))
+            await asyncio.sleep(0.02)
+        await recording.end([Data(b"d")], whole=True)
+        recording.release()
+        for rest, data in await asyncio.gather(*following):
+            assert (rest, data) == ([BEGUN, End(True)], b"abcd")
+
+
+async def test_the_last_piece_waits_until_all_is_kept(any_store: SqlStore) -> None:
+    async with process(any_store) as one:
+        recording = await begun(one)
+        recording.add(BEGUN)
+        pieces = recording.follow()
+        assert await anext(pieces) == BEGUN
+        last = asyncio.ensure_future(anext(pieces))
+        await recording.end([Data(b"all")], whole=True)
+        await asyncio.sleep(0)
+        assert not last.done()
+        recording.release()
+        assert await last == Data(b"all")
+
+
+async def test_one_of_many_that_claim_at_once_gets_it(place: str | Path) -> None:
+    stores = [open_store(place) for _ in range(4)]
+    claims = [
+        Claim(place=ReplyPlace(KEY, b"n" * 32, f"cmpl-{n}"), body=b"b" * 32, holder="h", keep_ms=60_000)
+        for n in range(16)
+    ]
+    stores[0].renew("h", 60.0)
+    found = await asyncio.gather(*(
+        asyncio.to_thread(stores[n % 4].claim_reply, claim) for n, claim in enumerate(claims)
+    ))  # fmt: skip
+    assert len({one.request_id for one in found}) == 1
+    for store in stores:
+        store.close()
+
+
+async def test_another_body_is_another_request(any_store: SqlStore) -> None:
+    async with process(any_store) as one:
+        await made(one, (b"x",))
+        with pytest.raises(OtherBody):
+            await one.claim(slip(body=b'{"n":2}'), "cmpl-2")
+        with pytest.raises(OtherBody):
+            await one.claim(slip(secret="sk-andthen-other"), "cmpl-2")
+
+
+async def test_keys_of_others_and_other_names_are_apart(any_store: SqlStore) -> None:
+    async with process(any_store) as one:
+        await made(one, (b"x",))
+        assert isinstance(await one.claim(slip("twice"), "cmpl-2"), Recording)
+        assert isinstance(await one.claim(Slip.of("key-2", SECRET, "once", b"{}"), "cmpl-3"), Recording)
+
+
+async def test_what_is_dropped_can_be_claimed_again(any_store: SqlStore) -> None:
+    async with process(any_store) as one, process(any_store) as two:
+        recording = await begun(one)
+        followed = await others(two)
+        recording.drop([BEGUN, Data(b"an error")], whole=True)
+        pieces = recording.follow()
+        recording.release()
+        assert await joined(pieces) == ([BEGUN, End(True)], b"an error")
+        assert isinstance(await one.claim(slip(), "cmpl-3"), Recording)
+        with pytest.raises(Gone):
+            await joined(followed)
+
+
+async def test_a_dead_process_leaves_its_replies_to_others(any_store: SqlStore) -> None:
+    async with process(any_store) as two:
+        any_store.renew("dead", 60.0)
+        dead = KeptReplies(any_store, "dead", BooksSettings())
+        recording = await begun(dead)
+        recording.add(BEGUN)
+        followed = await others(two)
+        assert await anext(followed) == BEGUN
+        any_store.renew("dead", 0.0)
+        with pytest.raises(Gone):
+            await anext(followed)
+        taken = await begun(two, "cmpl-3")
+        recording.add(Data(b"late"))
+        await recording.end([], whole=True)
+        await taken.end([BEGUN, Data(b"new")], whole=True)
+        taken.release()
+        assert await joined(await others(two, "cmpl-4")) == ([BEGUN, End(True)], b"new")
+
+
+async def test_a_reply_that_broke_off_is_told_as_broken(any_store: SqlStore) -> None:
+    async with process(any_store) as one, process(any_store) as two:
+        recording = await begun(one)
+        recording.add(BEGUN)
+        recording.add(Data(b"half"))
+        await recording.end([], whole=False)
+        recording.release()
+        assert await joined(await others(two)) == ([BEGUN, End(False)], b"half")
+
+
+async def test_one_that_is_too_large_is_told_once(any_store: SqlStore) -> None:
+    async with process(any_store, reply_bytes=2048) as one, process(any_store) as two:
+        await made(one, (b"x" * 1500, b"y" * 1500))
+        with pytest.raises(TooLarge):
+            await joined(await others(two))
+
+
+async def test_nothing_can_be_read_without_the_api_key(place: str | Path) -> None:
+    store = open_store(place)
+    async with process(store) as one:
+        await made(one, (b"a very particular text", b"."))
+        kept = store.reply_parts(slip().place("cmpl-1"), 0)
+    store.close()
+    assert kept is not None
+    assert all(b"particular" not in part for part in kept.parts)
+    with pytest.raises(Unreadable):
+        Seal("sk-andthen-other", "reply once").open(kept.parts[0], "cmpl-1 0")
+    with pytest.raises(Unreadable):
+        slip().seal.open(kept.parts[0], "cmpl-1 1")
+
+
+def test_the_old_and_what_is_over_the_bound_is_forgotten(any_store: SqlStore) -> None:
+    places = [ReplyPlace(KEY, bytes([n]) * 32, f"cmpl-{n}") for n in range(6)]
+    any_store.renew("h", 60.0)
+    for n, at in enumerate(places):
+        keep_ms = -1 if n == 0 else 60_000 + n
+        any_store.claim_reply(Claim(place=at, body=b"", holder="h", keep_ms=keep_ms))
+        any_store.add_reply_part(at, 0, b"s" * 100, state="whole")
+    assert any_store.forget_replies(2**20) == 1
+    assert any_store.forget_replies(250) == 3
+    assert [any_store.reply_parts(at, 0) is not None for at in places] == [False] * 4 + [True] * 2
+    assert any_store.forget_replies(250) == 0
+
+
+def test_a_part_that_is_written_twice_is_there_once(any_store: SqlStore) -> None:
+    at = ReplyPlace(KEY, b"n" * 32, "cmpl-1")
+    any_store.renew("h", 60.0)
+    any_store.claim_reply(Claim(place=at, body=b"", holder="h", keep_ms=60_000))
+    assert [any_store.add_reply_part(at, 0, b"part") for _ in range(2)] == [4, 4]
+    kept = any_store.reply_parts(at, 0)
+    assert kept is not None
+    assert kept.parts == [b"part"]
+
+
+class Gapped:
+    """A store that is gone for a while."""
+
+    def __init__(self, store: SqlStore) -> None:
+        self._store = store
+        self.gone = False
+
+    def __getattr__(self, name: str) -> Any:
+        if self.gone:
+            raise StoreUnavailable("gone")
+        return getattr(self._store, name)
+
+
+async def test_a_database_that_is_gone_for_a_moment_loses_nothing(any_store: SqlStore) -> None:
+    gapped = Gapped(any_store)
+    any_store.renew("h", 60.0)
+    store: ReplyStore = gapped
+    async with KeptReplies(store, "h", BooksSettings()) as one, process(any_store) as two:
+        recording = await begun(one)
+        recording.add(BEGUN)
+        gapped.gone = True
+        recording.add(Data(b"in the gap "))
+        await asyncio.sleep(0.05)
+        gapped.gone = False
+        await recording.end([Data(b"and after")], whole=True)
+        recording.release()
+        assert await joined(await others(two)) == ([BEGUN, End(True)], b"in the gap and after")
