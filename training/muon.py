@@ -38,12 +38,23 @@ class Muon(Optimizer):
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """`matrix` with its singular values brought to about one (0.7 … 1.2): in bfloat16 on a GPU, else in float32."""
+    """`matrix` with its singular values brought to about one (0.7 … 1.2), in bfloat16 where that pays."""
     wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = wide.bfloat16() if matrix.is_cuda else wide.float()
+    x = wide.bfloat16() if bfloat16_pays(matrix.device.type) else wide.float()
     x = x / (x.norm() + 1e-7)
     a, b, c = COEFFICIENTS
     for _ in range(ITERATIONS):
         gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x if wide is matrix else x.T).to(matrix.dtype)
+
+
+def bfloat16_pays(device: str) -> bool:
+    """Whether the device multiplies in bfloat16 itself: a CPU that has to emulate it is ten times slower by it.
+
+    Where an older PyTorch can't tell, it is taken that the CPU does not.
+    """
+    if device != "cpu":
+        return True
+    can: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))

@@ -22,8 +22,8 @@ from torch.optim import Optimizer
 from training import checkpoint, rows
 from training.corpus import Text
 from training.evaluate import bits_per_byte
-from training.model import Llama
-from training.muon import Muon
+from training.model import Llama, attention_bias
+from training.muon import Muon, bfloat16_pays
 from training.recipe import Recipe
 
 GRADIENT_NORM = 1.0
@@ -61,7 +61,8 @@ def train(recipe: Recipe, run: Run, texts: dict[str, Text], held_out: Text, enco
     for step, batch in zip(range(first, recipe.steps), batches, strict=False):
         model.train()
         with torch.autocast(run.device, torch.bfloat16, enabled=bfloat16_pays(run.device)):
-            loss = loss_of(*(tensor.to(run.device, non_blocking=True) for tensor in batch))
+            *tensors, documents = (tensor.to(run.device, non_blocking=True) for tensor in batch)
+            loss = loss_of(*tensors, attention_bias(documents))
         _descend(optimizers, loss, recipe.learning_rate_at(step))
         losses.append(loss.detach())
         tokens += batch[0].numel()
@@ -92,17 +93,6 @@ def optimizers_of(model: Llama, recipe: Recipe) -> list[Optimizer]:
     groups = [{"params": others, "weight_decay": decay}, {"params": norms, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95))
     return [adamw, Muon(blocks, rate, decay)] if recipe.optimizer == "muon" else [adamw]
-
-
-def bfloat16_pays(device: str) -> bool:
-    """Whether the device multiplies in bfloat16 itself: a CPU that has to emulate it is ten times slower by it.
-
-    Where an older PyTorch can't tell, it is taken that the CPU does not.
-    """
-    if device != "cpu":
-        return True
-    can: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
 
 
 def _descend(optimizers: list[Optimizer], loss: Tensor, learning_rate: float) -> None:

@@ -11,7 +11,7 @@ import torch
 
 from training import checkpoint
 from training.corpus import Text
-from training.model import Llama
+from training.model import Llama, attend, attention_bias
 from training.muon import orthogonal
 from training.recipe import Recipe, Shape, Stage
 from training.train import Run, optimizers_of, train
@@ -83,3 +83,12 @@ def test_an_update_counts_every_direction_alike(shape: tuple[int, int]) -> None:
     before, after = torch.linalg.svdvals(matrix), torch.linalg.svdvals(orthogonal(matrix))
     assert before.max() / before.min() > 2
     assert 0.6 < after.min() <= after.max() < 1.3
+
+
+def test_attention_is_pytorchs_own_and_stays_inside_a_document() -> None:
+    documents = torch.tensor([[0, 0, 1, 1, 1, -1], [2, 2, 2, 2, 3, 3]])
+    query, key, value = torch.randn(3, 2, 4, 6, 8, generator=torch.Generator().manual_seed(1))
+    same = documents[:, None, :, None] == documents[:, None, None, :]
+    seen = same & torch.ones(6, 6, dtype=torch.bool).tril()
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=seen)
+    torch.testing.assert_close(attend(query, key, value, attention_bias(documents)), expected)
