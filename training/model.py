@@ -76,7 +76,7 @@ class Llama(nn.Module):
                 nn.init.normal_(weight, std=0.02 / (2 * self.shape.layers) ** 0.5 if writes else 0.02)
 
     def hidden(self, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
-        """The last layer's output before the vocabulary. `bias` is `attention_bias`'s; without it, rows are documents."""
+        """The last layer's output, before the vocabulary. Without `bias` (`attention_bias`) a row is a document."""
         length = tokens.shape[1]
         bias = attention_bias(torch.zeros_like(tokens[:1])) if bias is None else bias
         x = self.token_embd(tokens)
@@ -108,7 +108,7 @@ def attention_bias(documents: Tensor) -> Tensor:
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
-    """Attention over (rows, heads, tokens, head_dim); `bias` of (rows or 1, 1, tokens, tokens) is added to the scores."""
+    """Attention over (rows, heads, tokens, head_dim). `bias`, (rows or 1, 1, tokens, tokens), is added to scores."""
     if query.is_cuda:
         return functional.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
     # On a CPU PyTorch's fused attention goes back over rows of 256 tokens at half the speed of plain products.
