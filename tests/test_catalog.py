@@ -44,6 +44,25 @@ def test_names_that_callers_make_up_are_kept_in_bounds_and_never_become_labels(m
     assert models.label(failing) == "team/m"
 
 
+def test_what_cools_down_goes_on_to_under_other_settings_where_it_is_the_same() -> None:
+    before = made({})
+    for name in ("team/m", "openai/unlisted", "openai/fine"):
+        before.health(before.find(name))
+    for name in ("team/m", "openai/unlisted"):
+        before.health(before.find(name)).failed(0.0, 1000, UpstreamSettings())
+
+    same = made({}, models={"team/m": remote(9), "team/new": remote(9)})
+    same.keep_health(before)
+    for name in ("team/m", "openai/unlisted"):
+        assert same.health(same.find(name)) is before.health(before.find(name)), "a request under way tells both"
+    assert same.health(same.find("openai/fine")).failures == 0
+
+    other = made({}, models={"team/m": remote(10)}, vendors={})
+    other.keep_health(before)
+    assert other.health(other.find("team/m")).failures == 0, "it is another server now"
+    assert list(other._health) == ["team/m"]
+
+
 @pytest.mark.parametrize("model", ["x" * 257, "../files", "a/../b", "..", "a\\..\\b", "a b", "a\nb", "é", "\x00"])
 def test_a_name_that_no_vendors_model_can_have_is_unknown(model: str) -> None:
     with pytest.raises(ModelNotFound):

@@ -25,6 +25,17 @@ except ValueError:
 """
 
 
+AGAIN = """
+import structlog
+from andthen.logs import LogSettings, configure
+log = structlog.get_logger("andthen.test")
+for level, style in (("info", "json"), ("debug", "console"), ("error", "json")):
+    configure(LogSettings(level=level, format=style))
+    log.debug("quiet")
+    log.info("said")
+"""
+
+
 def run(level: str, style: str) -> list[str]:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, level, style], capture_output=True, text=True, check=True, env=os.environ
@@ -50,6 +61,13 @@ def test_a_traceback_shows_no_local_variables() -> None:
 def test_the_level_is_the_least_that_is_written() -> None:
     assert json.loads(run("debug", "json")[0])["event"] == "quiet"
     assert [json.loads(line)["event"] for line in run("error", "json")] == ["failed"]
+
+
+def test_what_is_set_again_holds_for_loggers_that_have_spoken_too() -> None:
+    done = subprocess.run([sys.executable, "-c", AGAIN], capture_output=True, text=True, check=True)
+    first, *later = done.stderr.splitlines()
+    assert json.loads(first)["event"] == "said"
+    assert [line.split("[")[1].split("]")[0].strip() for line in later] == ["debug", "info"]
 
 
 def test_a_value_cannot_break_a_line_for_eyes() -> None:

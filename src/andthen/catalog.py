@@ -47,6 +47,14 @@ class Catalog:
         self._unlisted: dict[str, Deployment] = {}
         self._health: dict[str, Health] = {}
 
+    def keep_health(self, earlier: Catalog) -> None:
+        """Goes on with what an earlier catalog knew of the deployments that are the same in this one."""
+        for name, health in earlier._health.items():
+            found = self.upstream.find(name)
+            if found is not None and found == earlier.upstream.find(name) and health != Health():
+                self._remote_deployment(name)  # which bounds how many are kept of those that callers name
+                self._health[name] = health
+
     def find(self, name: str) -> Deployment:
         """The deployment of one model, or the first of a name that stands for several.
 

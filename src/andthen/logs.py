@@ -1,7 +1,8 @@
 """How log lines look and where they go: to stderr, one event a line. Knows no request; who logs decides what.
 
 Nobody logs a prompt, a completion or a key. Tracebacks are printed without their local variables, for these hold all
-three. A request's id comes in by `structlog.contextvars`. Every process calls `configure` once, at its start.
+three. A request's id comes in by `structlog.contextvars`. Every process calls `configure` at its start, and again when
+its settings have changed.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from msgspec import Struct
 
 LIBRARIES = ("uvicorn", "uvicorn.error", "uvicorn.access")
 """Loggers that libraries equip with handlers of their own."""
+
+_PROCESSORS: list[Any] = []
+"""Loggers keep this very list from their first line on, so a later change reaches them only within it."""
 
 
 class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,8 +37,15 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
     from structlog.typing import Processor
 
     out = sys.stderr if stream is None else stream
-    level = logging.getLevelNamesMapping()[settings.level.upper()]
+    levels = logging.getLevelNamesMapping()
+    level = levels[settings.level.upper()]
     console = settings.format == "console" or (settings.format == "auto" and out.isatty())
+
+    def important(_logger: object, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        if levels[method.upper()] < level:
+            raise structlog.DropEvent
+        return event
+
     stamped: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -50,9 +61,10 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
         ]
     else:
         rendered = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer(ensure_ascii=False)]
+    _PROCESSORS[:] = [important, *stamped, *rendered]
     structlog.configure(
-        processors=[*stamped, *rendered],
-        wrapper_class=structlog.make_filtering_bound_logger(level),
+        processors=_PROCESSORS,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         logger_factory=structlog.WriteLoggerFactory(out),
         cache_logger_on_first_use=True,
     )

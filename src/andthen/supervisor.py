@@ -10,6 +10,7 @@ and stopped at once.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import shutil
@@ -22,16 +23,19 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import structlog
 import uvloop
 from prometheus_client import CollectorRegistry
 
-from andthen import metrics
+from andthen import logs, metrics
 from andthen.books.hub import Hub
 from andthen.config import Config
 from andthen.engine import process as engine_process
 from andthen.engine.client import EngineClient
+from andthen.reload import Control, NotReloaded, check_live, live_settings
 from andthen.server import worker
+from andthen.server.renewal import offered
 from andthen.server.settings import FIRST_PORT, LAST_PORT
 
 EXIT_STOPPED = 0
@@ -46,6 +50,7 @@ _ENGINE_STOP_S = 5.0
 _WORKER_GRACE_S = 10.0
 """What a worker may take beyond the drain's bound, before it is killed."""
 _BACKLOG = 2048
+_STDERR = 2
 
 _LOG = structlog.get_logger("andthen.supervisor")
 
@@ -86,13 +91,15 @@ def serve(
     config: Config,
     listening: socket.socket,
     on_serving: Callable[[], None],
+    read_again: Callable[[], Config],
     engine_command: tuple[str, ...] = engine_process.COMMAND,
 ) -> int:
-    """Serves until SIGTERM or SIGINT; returns the exit code.
+    """Serves until SIGTERM or SIGINT; returns the exit code. SIGHUP has the settings read again.
 
     Args:
         listening: from `bind`.
         on_serving: called once, when a completion would be taken.
+        read_again: gives the settings as they are then; raises `ConfigError`.
         engine_command: the program of the engine's process.
 
     Raises:
@@ -101,7 +108,8 @@ def serve(
     run_dir = Path(tempfile.mkdtemp(prefix="andthen-"))
     try:
         with listening, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_Supervisor(config, listening, run_dir, engine_command).run(on_serving))
+            supervisor = _Supervisor(config, listening, run_dir, engine_command)
+            return runner.run(supervisor.run(on_serving, read_again))
     finally:
         shutil.rmtree(run_dir, ignore_errors=True)
 
@@ -168,8 +176,10 @@ class Keeper(threading.Thread):
             self.kill()
             self.join()
 
-    def kill(self) -> None:
-        self._told.set()
+    def kill(self, *, for_good: bool = True) -> None:
+        """Ends the process at once; unless `for_good`, another follows."""
+        if for_good:
+            self._told.set()
         with self._lock:
             if self._process is not None:
                 self._process.kill()
@@ -195,16 +205,20 @@ class _Supervisor:
         self._exit_code = EXIT_STOPPED
         self._engine_answered = False
         self._started_at = int(time.time())
-        boot = engine_process.Boot(self._engine_socket.fileno(), str(run_dir), config.engine, config.logs)
+        self._on_terminal = os.isatty(_STDERR)
+        self._reloading = asyncio.Lock()
+        self._told_to_reload: asyncio.Task[object] | None = None
         self._engine = Keeper(
-            engine_process.PLACE, lambda: engine_process.spawn(boot, engine_command), self._engine_died
+            engine_process.PLACE, lambda: engine_process.spawn(self._engine_boot(), engine_command), self._engine_died
         )
         self._workers: list[Keeper] = []
 
-    async def run(self, on_serving: Callable[[], None]) -> int:
+    async def run(self, on_serving: Callable[[], None], read_again: Callable[[], Config]) -> int:
         self._loop = asyncio.get_running_loop()
+        control = Control(self._config.home, lambda: self._reload(read_again))
         for told in (signal.SIGTERM, signal.SIGINT):
             self._loop.add_signal_handler(told, self._signalled, told)
+        self._loop.add_signal_handler(signal.SIGHUP, self._hung_up, control)
         worker.raise_open_files()
         self._engine.start()
 
@@ -213,11 +227,12 @@ class _Supervisor:
             on_serving()
 
         try:
-            if self._alone:
-                await worker.serve(self._boot("worker-0", self._listening.detach()), self._stop, serving)
-            else:
-                async with Hub(str(self._run_dir / "hub")):
-                    await self._keep_workers(serving)
+            async with control:
+                if self._alone:
+                    await worker.serve(self._boot("worker-0", self._listening.detach()), self._stop, serving)
+                else:
+                    async with Hub(str(self._run_dir / "hub")):
+                        await self._keep_workers(serving)
         finally:
             self._engine.tell_stop()
             await asyncio.to_thread(self._engine.wait_stopped, _ENGINE_STOP_S)
@@ -225,9 +240,12 @@ class _Supervisor:
         return self._exit_code
 
     async def _keep_workers(self, serving: Callable[[], None]) -> None:
-        for number in range(self._config.server.workers):
-            boot = self._boot(f"worker-{number}", self._listening.fileno())
-            keeper = Keeper(boot.place, lambda boot=boot: worker.spawn(boot), self._worker_died(boot.place))  # type: ignore[misc]
+        for place in self._places():
+            keeper = Keeper(
+                place,
+                lambda place=place: worker.spawn(self._boot(place, self._listening.fileno())),  # type: ignore[misc]
+                self._worker_died(place),
+            )
             self._workers.append(keeper)
             keeper.start()
         stopping = asyncio.create_task(self._stop.wait())
@@ -248,6 +266,40 @@ class _Supervisor:
         for keeper in self._workers:
             keeper.wait_stopped(bound_s - time.monotonic())
 
+    async def _reload(self, read_again: Callable[[], Config]) -> Config:
+        """Has every worker take the settings as they are now, or none.
+
+        Raises:
+            ConfigError, RestartNeeded, NotReloaded
+        """
+        async with self._reloading, contextlib.AsyncExitStack() as offers:
+            config = await asyncio.to_thread(read_again)
+            check_live(self._config, config)
+            settings = msgspec.json.encode(live_settings(config))
+            takes = []
+            for place in self._places():
+                offer = offered(worker.offers_path(self._run_dir, place), settings)
+                try:
+                    takes.append(await offers.enter_async_context(offer))
+                except (OSError, TimeoutError) as error:
+                    raise NotReloaded(f"{place} can't take the settings now: see the log, and try again") from error
+            self._config = config  # who dies from here on is started again with these
+            logs.configure(config.logs)
+            for number, take in enumerate(takes):
+                try:
+                    await take()
+                except (OSError, TimeoutError):
+                    self._workers[number].kill(for_good=False)
+        return config
+
+    def _places(self) -> list[str]:
+        return [f"worker-{number}" for number in range(self._config.server.workers)]
+
+    def _engine_boot(self) -> engine_process.Boot:
+        return engine_process.Boot(
+            self._engine_socket.fileno(), str(self._run_dir), self._config.engine, self._config.logs
+        )
+
     def _boot(self, place: str, listening_fd: int) -> worker.WorkerBoot:
         return worker.WorkerBoot(
             place=place,
@@ -258,12 +310,8 @@ class _Supervisor:
             home=str(self._config.home),
             database=self._config.database,
             started_at=self._started_at,
-            server=self._config.server,
-            limits=self._config.limits,
             books=self._config.books,
-            upstream=self._config.upstream,
-            prices=self._config.prices,
-            logs=self._config.logs,
+            live=live_settings(self._config),
         )
 
     def _engine_died(self, code: int) -> None:
@@ -279,6 +327,14 @@ class _Supervisor:
             metrics.forget(self._run_dir, place)
 
         return died
+
+    def _hung_up(self, control: Control) -> None:
+        """SIGHUP: the settings are to be read again, unless it is the terminal's last word."""
+        if self._on_terminal and not os.isatty(_STDERR):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), _STDERR)  # to write a line to what is gone would fail
+            self._signalled(signal.SIGHUP)
+        else:
+            self._told_to_reload = self._loop.create_task(control.reload())
 
     def _signalled(self, told: signal.Signals) -> None:
         if not self._stop.is_set():

@@ -10,17 +10,21 @@ import sys
 from pathlib import Path
 
 from andthen import logs, supervisor
-from andthen.config import load
+from andthen.config import Config, load
 
 ENGINE = (sys.executable, "-m", "tests.server.scripted_engine")
 
 
 def main(home: Path) -> int:
-    config = load({"ANDTHEN_HOME": str(home)})
+
+    def read() -> Config:
+        return load({"ANDTHEN_HOME": str(home)})
+
+    config = read()
     logs.configure(config.logs)
     listening = supervisor.bind(config.server.host, config.server.port)
     port = listening.getsockname()[1]
-    return supervisor.serve(config, listening, lambda: print(port, flush=True), ENGINE)
+    return supervisor.serve(config, listening, lambda: print(port, flush=True), read, ENGINE)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from andthen import __version__
 
 COMMANDS = {
     "serve": "andthen.cli.serve:serve",
+    "reload": "andthen.cli.reload:reload",
     "complete": "andthen.cli.complete:complete",
     "keys": "andthen.cli.keys:keys",
     "migrate": "andthen.cli.migrate:migrate",

@@ -54,7 +54,11 @@ def serve(
     log goes to stderr.
     """
     options = {("server", "host"): host, ("server", "port"): port, ("server", "workers"): workers}
-    config = settings(config_file, options, models)
+
+    def read() -> Config:
+        return settings(config_file, options, models)
+
+    config = read()
 
     from andthen import logs, supervisor
     from andthen.books.store import open_store
@@ -85,7 +89,7 @@ def serve(
                 with contextlib.suppress(OSError):  # who closed stdout does not want it
                     click.echo(text)
 
-            return supervisor.serve(config, listening, say)
+            return supervisor.serve(config, listening, say, read)
     except supervisor.CannotListen as error:
         raise click.ClickException(str(error)) from error
 

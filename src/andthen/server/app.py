@@ -38,16 +38,20 @@ class App:
     """The application of one worker."""
 
     def __init__(self, services: Services) -> None:
-        self._services = services
-        self._routes = Routes(services.limits)
+        self.renew(services, Routes(services.limits))
         self._loopback = is_loopback(services.settings.host)
-        self._cors = cors.Cors(services.settings.cors_origins)
         self._counts: dict[tuple[str, int], Any] = {}
         self._running: set[asyncio.Task[Any]] = set()
 
+    def renew(self, services: Services, routes: Routes) -> None:
+        """What is asked from now on is under these services; what runs goes on under its own."""
+        self._services = services
+        self._routes = routes
+        self._cors = cors.Cors(services.settings.cors_origins)
+
     def stop(self) -> None:
         """Ends what runs, each with an error that says why; what is asked from now on likewise."""
-        self._services.stopping = True
+        self._services.phase.stopping = True
         for task in self._running:
             task.cancel()
 

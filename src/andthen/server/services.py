@@ -17,7 +17,16 @@ from andthen.server.settings import ServerSettings
 
 
 @dataclass
+class Phase:
+    """What is the same for all requests of a worker, under whatever settings they began."""
+
+    stopping: bool = False
+
+
+@dataclass(frozen=True)
 class Services:
+    """Under one reading of the settings. A request keeps to the services that it began with."""
+
     settings: ServerSettings
     limits: Limits
     store: Store
@@ -30,5 +39,9 @@ class Services:
     metrics: ServerMetrics
     started_at: int
     """Unix time in seconds at which the server started, the same in all its workers."""
-    stopping: bool = field(default=False)
-    """No request is begun any more, and those that run are ended."""
+    phase: Phase = field(default_factory=Phase)
+
+    @property
+    def stopping(self) -> bool:
+        """No request is begun any more, and those that run are ended."""
+        return self.phase.stopping

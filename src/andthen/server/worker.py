@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import structlog
 import uvicorn
 import uvloop
@@ -41,7 +42,9 @@ from andthen.contract.limits import Limits
 from andthen.engine.client import EngineClient
 from andthen.server.app import App
 from andthen.server.protocol import protocol_class
-from andthen.server.services import Services
+from andthen.server.renewal import Offers
+from andthen.server.routes import Routes
+from andthen.server.services import Phase, Services
 from andthen.server.settings import ServerSettings
 from andthen.sources import Local
 from andthen.transport import Transport
@@ -55,6 +58,17 @@ _LAST_GRACE_S = 5
 """What uvicorn may take after the drain's bound, when every request has been ended by an error."""
 
 _LOG = structlog.get_logger("andthen.server")
+
+
+class LiveSettings(Struct, frozen=True):
+    """What may be set anew while a worker serves."""
+
+    server: ServerSettings
+    """But for its address and the number of workers."""
+    limits: Limits
+    upstream: Upstream
+    prices: Prices
+    logs: logs.LogSettings
 
 
 class WorkerBoot(Struct, frozen=True):
@@ -74,12 +88,13 @@ class WorkerBoot(Struct, frozen=True):
     """PostgreSQL's URL, or the path of the SQLite file."""
     started_at: int
     """Unix time in seconds at which the server started."""
-    server: ServerSettings
-    limits: Limits
     books: BooksSettings
-    upstream: Upstream
-    prices: Prices
-    logs: logs.LogSettings
+    live: LiveSettings
+
+
+def offers_path(run_dir: Path, place: str) -> Path:
+    """Of the socket where a worker is offered other settings."""
+    return run_dir / f"{place}.offers"
 
 
 def spawn(boot: WorkerBoot) -> subprocess.Popen[bytes]:
@@ -104,23 +119,30 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
             LedgerWriter(store, _holder(boot.place), Path(boot.home), measured.note_ledger) as pen,
             Retention(store, boot.books),
         ):
-            prices = price_book(boot.prices)
-            services = Services(
-                settings=boot.server,
-                limits=boot.limits,
-                store=store,
-                keys=keys,
-                engine=engine,
-                catalog=Catalog(Local(engine, boot.limits).deployments, boot.upstream, transport, boot.limits),
-                prices=prices,
-                accounts=Accounts(pen, prices, _counting(engine)),
-                limiter=limiter,
-                metrics=measured,
-                started_at=boot.started_at,
-            )
-            await _first_engine(engine, stop)
-            if not stop.is_set():
-                await _serve_http(boot, App(services), stop, on_serving)
+            phase = Phase()
+
+            def services(live: LiveSettings) -> Services:
+                prices = price_book(live.prices)
+                return Services(
+                    settings=live.server,
+                    limits=live.limits,
+                    store=store,
+                    keys=keys,
+                    engine=engine,
+                    catalog=Catalog(Local(engine, live.limits).deployments, live.upstream, transport, live.limits),
+                    prices=prices,
+                    accounts=Accounts(pen, prices, _counting(engine)),
+                    limiter=limiter,
+                    metrics=measured,
+                    started_at=boot.started_at,
+                    phase=phase,
+                )
+
+            front = _Front(services, boot.live)
+            async with Offers(offers_path(Path(boot.run_dir), boot.place), front.prepare):
+                await _first_engine(engine, stop)
+                if not stop.is_set():
+                    await _serve_http(boot, front, stop, on_serving)
     finally:
         store.close()
 
@@ -157,6 +179,53 @@ async def _first_engine(engine: EngineClient, stop: asyncio.Event) -> None:
         wait.cancel()
 
 
+class _Front:
+    """The application and the HTTP server before it, under the settings of the moment."""
+
+    def __init__(self, services: Callable[[LiveSettings], Services], live: LiveSettings) -> None:
+        self._make_services = services
+        self._services = services(live)
+        self._protocol = protocol_class(live.server)
+        self.app = App(self._services)
+        self.http = uvicorn.Config(
+            self.app,
+            http=self._protocol,
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+        )
+        self._set_times(live.server)
+
+    @property
+    def drain_s(self) -> float:
+        return self._services.settings.drain_s
+
+    def prepare(self, offered: bytes) -> Callable[[], None]:
+        """Other settings, made ready; what it returns takes them. What runs goes on under those it began with."""
+        live = msgspec.json.decode(offered, type=LiveSettings)
+        services = self._make_services(live)
+        routes = Routes(live.limits)
+
+        def take() -> None:
+            services.catalog.keep_health(self._services.catalog)
+            self._services = services
+            self._protocol.settings = live.server
+            self._set_times(live.server)
+            self.app.renew(services, routes)
+            logs.configure(live.logs)
+
+        return take
+
+    def _set_times(self, settings: ServerSettings) -> None:
+        self.http.timeout_keep_alive = settings.keep_alive_s
+        self.http.timeout_graceful_shutdown = math.ceil(settings.drain_s) + _LAST_GRACE_S
+
+
 class _Server(uvicorn.Server):
     """uvicorn's, but for the signals: those are the supervisor's."""
 
@@ -173,35 +242,19 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def _serve_http(boot: WorkerBoot, app: App, stop: asyncio.Event, on_serving: Callable[[], None]) -> None:
-    settings = boot.server
-
+async def _serve_http(boot: WorkerBoot, front: _Front, stop: asyncio.Event, on_serving: Callable[[], None]) -> None:
     def on_started() -> None:
         gc.collect()
         gc.freeze()  # what was made at the start stays: no collection need look at it again
         _LOG.info("serving", place=boot.place)
         on_serving()
 
-    config = uvicorn.Config(
-        app,
-        http=protocol_class(settings),
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        log_level="error",
-        access_log=False,
-        proxy_headers=False,
-        server_header=False,
-        timeout_keep_alive=settings.keep_alive_s,
-        timeout_graceful_shutdown=math.ceil(settings.drain_s) + _LAST_GRACE_S,
-    )
-    server = _Server(config, on_started)
+    server = _Server(front.http, on_started)
     serving = asyncio.create_task(server.serve(sockets=[socket.socket(fileno=boot.listening_fd)]))
     stopping = asyncio.create_task(stop.wait())
     await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
     server.should_exit = True
-    bound = asyncio.get_running_loop().call_later(settings.drain_s, app.stop)
+    bound = asyncio.get_running_loop().call_later(front.drain_s, front.app.stop)
     try:
         await serving
     finally:
@@ -221,7 +274,7 @@ def main() -> None:
     """A worker in a process of its own."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     boot = child.read_boot(WorkerBoot)
-    logs.configure(boot.logs)
+    logs.configure(boot.live.logs)
     metrics.join(Path(boot.run_dir), boot.place)
     raise_open_files()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
