@@ -14,7 +14,7 @@ DEV := .venv/.dev-installed
 CLIENT_STAMPS := $(CLIENTS:%=.venvs/%/.installed) $(SDKS:%=.venvs/%/.installed)
 NODE_MODULES := tests/clients/node/node_modules/.package-lock.json
 
-.PHONY: help install serve test check format soak bench docs prices lock model clients chromium clean
+.PHONY: help install serve test check audit format soak bench docs prices lock model clients chromium clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | sort | while IFS="$$(printf '\t')" read -r name what; do \
@@ -36,6 +36,10 @@ check: $(DEV)  ## lint, types, floors, sizes, freshness of the docs and of the p
 	$(PY) -m checks.sizes
 	$(PY) -m checks.docs
 	$(PY) -m checks.prices
+
+audit: .venvs/pip-audit/.installed  ## ask PyPI which of the locked versions have known vulnerabilities
+	.venvs/pip-audit/bin/pip-audit --strict --disable-pip --require-hashes \
+	  -r requirements/runtime.txt -r requirements/build.txt -r requirements/dev.txt $(ARGS)
 
 format: $(DEV)  ## put the code into its form
 	$(PY) -m ruff check --fix .
