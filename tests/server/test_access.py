@@ -138,6 +138,14 @@ def test_nobody_says_by_a_header_where_they_are(guarded: Running, keys: Keys, he
     assert (answer.status, answer.code) == (403, "permission_denied")
 
 
+def test_no_cache_on_the_way_keeps_what_a_key_was_told(guarded: Running, keys: Keys) -> None:
+    for secret in (keys.ordinary, keys.admin, None):
+        for asked, answer in ask_all(guarded, secret, *Access).items():
+            is_page = answer.headers.get("etag") is not None
+            assert answer.headers["cache-control"] == ("no-cache" if is_page else "no-store"), asked
+    assert guarded.ask("GET", "/none").headers["cache-control"] == "no-store"
+
+
 def test_a_second_key_does_not_mend_the_first(guarded: Running, keys: Keys) -> None:
     def status(*lines: str) -> bytes:
         with guarded.connect() as client:

@@ -20,7 +20,7 @@ from andthen.books.keys import Key
 from andthen.books.policy import UNBOUNDED, BadPolicy, Policy
 from andthen.books.store import BooksError, Change, IssuedKey, KeyChange, KeyEnded, NameTaken, NoSuchKey
 from andthen.contract.errors import BadRequest, Conflict, DatabaseUnavailable, InvalidJson, NotFound
-from andthen.server.http import JSON, Exchange, Headers
+from andthen.server.http import JSON, Exchange
 from andthen.server.services import Services
 
 ADMIN_KEYS = "/admin/keys"
@@ -32,7 +32,6 @@ CHANGES_MAX = 1000
 _T = TypeVar("_T")
 _Body = TypeVar("_Body", bound=Struct)
 _TimeMs = Annotated[int, Meta(ge=0, le=2**53 - 1)]
-_UNSEEN: Headers = [*JSON, (b"cache-control", b"no-store")]
 _PLACE = re.compile(r" - at `\$\.?(?P<field>[^`]*)`$")
 _MESSAGE_CHARACTERS = 300
 
@@ -193,4 +192,4 @@ def _actor(exchange: Exchange) -> str:
 
 
 async def _reply(exchange: Exchange, value: Struct) -> None:
-    await exchange.reply(200, _UNSEEN, msgspec.json.encode(value))
+    await exchange.reply(200, JSON, msgspec.json.encode(value))

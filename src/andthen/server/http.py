@@ -34,6 +34,8 @@ Send = Callable[[Message], Awaitable[None]]
 
 JSON: Headers = [(b"content-type", b"application/json")]
 
+_UNSTORED = (b"cache-control", b"no-store")
+"""A cache on the way knows nothing of `x-api-key`, and would keep even a 404 unasked (RFC 9111, section 4.2.2)."""
 _SLICE_BYTES = 256 * 2**10
 # A browser throws away what its page has not read yet when a reply breaks off, and with it the reason. Seen in
 # Chromium: without a pause, the error event is lost three times in four.
@@ -158,6 +160,8 @@ class Exchange:
     async def start(self, status: int, headers: Headers) -> None:
         """The status line and the headers."""
         self.status = status
+        if not any(name == b"cache-control" for name, _ in headers):
+            headers = [*headers, _UNSTORED]
         headers = [*headers, *self.reply_headers, (b"x-request-id", self.id.encode())]
         await self._put({"type": "http.response.start", "status": status, "headers": headers})
 
