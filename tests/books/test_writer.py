@@ -16,7 +16,7 @@ from andthen.books import writer
 from andthen.books.ledger import Bounded, Intent, Settlement
 from andthen.books.policy import Budget
 from andthen.books.store import StoreUnavailable, open_sqlite
-from andthen.books.store.ledger import Spent
+from andthen.books.store.spending import Spent
 from andthen.books.writer import LedgerStore, LedgerWriter
 from tests.books.test_ledger import intent, settled
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 
 import sqlalchemy as sa
 
+from andthen.books.store.driver import Driver, transaction
 from andthen.books.store.errors import BadEntry, SchemaTooNew, SchemaTooOld, StoreUnavailable
 from andthen.books.store.schema import HEAD, STAMPS
 
@@ -100,15 +101,31 @@ class Database:
             yield connection
 
     @contextmanager
+    def driving(self) -> Iterator[Driver]:
+        """As `writing`, by the database's own driver. Raises `StoreUnavailable`, `BadEntry`."""
+        with self._told():
+            pooled = self._engine.raw_connection()
+            try:
+                with transaction(pooled.driver_connection, self._engine.dialect) as driver:
+                    yield driver
+            except BaseException:
+                pooled.invalidate()
+                raise
+            pooled.close()
+
+    @contextmanager
     def _told(self) -> Iterator[None]:
         """Tells a database's failure in our words."""
+        own = self._engine.dialect.loaded_dbapi
         try:
             yield
-        except (sa.exc.DataError, sa.exc.IntegrityError, OverflowError, UnicodeError) as error:
+        except (sa.exc.DataError, sa.exc.IntegrityError, own.DataError, own.IntegrityError,
+                OverflowError, UnicodeError) as error:  # fmt: skip
             raise BadEntry(f"the database {self._place} can't hold what was to be written: {error}") from error
-        except sa.exc.DBAPIError as error:
+        except (sa.exc.DBAPIError, own.Error) as error:
+            reason = error.orig if isinstance(error, sa.exc.DBAPIError) else error
             raise StoreUnavailable(
-                f"the database {self._place} can't be used: {str(error.orig).strip()}. See that it is whole and can be"
+                f"the database {self._place} can't be used: {str(reason).strip()}. See that it is whole and can be"
                 f" written, or {self._remedy}"
             ) from error
         except sa.exc.SQLAlchemyError as error:

@@ -30,7 +30,7 @@ def sqlite_engine(path: Path, busy_timeout_s: float) -> sa.Engine:
         ) from error
     # mode=rw, because SQLite would otherwise put a new empty database where ours went missing.
     url = sa.URL.create("sqlite", database=f"file:{quote(str(path.resolve()))}", query={"mode": "rw", "uri": "true"})
-    engine = sa.create_engine(url, connect_args={"timeout": busy_timeout_s})
+    engine = sa.create_engine(url, connect_args={"timeout": busy_timeout_s}, paramstyle="named")
     _adapt_to_sqlite(engine, path)
     return engine
 
@@ -73,6 +73,7 @@ def _adapt_to_sqlite(engine: sa.Engine, path: Path) -> None:
         cursor = connection.cursor()
         cursor.execute("PRAGMA journal_mode = WAL")
         cursor.execute("PRAGMA synchronous = NORMAL")
+        cursor.execute("PRAGMA secure_delete = ON")  # what is kept no longer is not in the file's free pages either
         cursor.close()
         record.info["file"] = _identity(path)
 
