@@ -87,3 +87,12 @@ def test_a_terminal_gets_lines_for_eyes() -> None:
     os.close(reader)
     assert "said" in shown
     assert not shown.startswith("{")
+
+
+def test_nobody_fails_by_a_log_that_cannot_be_written() -> None:
+    with open("/dev/full", "w") as full:  # noqa: PTH123 - a device
+        done = subprocess.run(
+            [sys.executable, "-c", SCRIPT + "print('went on')", "info", "auto"],
+            stdout=subprocess.PIPE, stderr=full, text=True, check=False,
+        )  # fmt: skip
+    assert done.stdout == "went on\n"

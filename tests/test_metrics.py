@@ -51,6 +51,12 @@ def test_a_process_that_is_started_again_goes_on_counting_and_leaves_no_file_beh
     assert sorted(tmp_path.iterdir()) == files
 
 
+def test_a_file_has_all_its_room_before_a_disk_can_fill_up(tmp_path: Path) -> None:
+    measure(tmp_path, "worker-0")
+    for file in tmp_path.iterdir():
+        assert file.stat().st_blocks * 512 >= file.stat().st_size == 1 << 20
+
+
 def test_the_engine_tells_counts_and_the_page_has_what_was_added() -> None:
     registry = CollectorRegistry()
     measured = EngineMetrics(registry)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from msgspec import Struct
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess, values
@@ -29,6 +30,10 @@ _PACE_S = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.02, 0.03, 0.04, 0.06, 0.08, 0.1,
 _OWN_S = (0.0005, 0.001, 0.0015, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
+Over = Literal["livesum", "livemin"]
+"""How the gauges of several processes become one."""
+
+
 class Row(Struct, frozen=True):
     """A metric before any process measures it."""
 
@@ -38,7 +43,7 @@ class Row(Struct, frozen=True):
     labels: tuple[str, ...] = ()
     buckets_s: tuple[float, ...] = ()
     """The upper bounds of a histogram's buckets, but for the last."""
-    over_processes: Literal["livesum", "livemin"] = "livesum"
+    over_processes: Over = "livesum"
     """What a gauge tells of several processes."""
 
 
@@ -148,8 +153,21 @@ def join(run_dir: Path, place: str) -> None:
         run_dir: the directory that all processes of this server share.
         place: which of them this is; unique among the living, and without "_".
     """
+    for kind in ("counter", "histogram", *(f"gauge_{mode}" for mode in get_args(Over))):
+        _reserve(run_dir / f"{kind}_{place}.db")
     os.environ[_DIRECTORY_VARIABLE] = str(run_dir)
     values.ValueClass = values.MultiProcessValue(process_identifier=lambda: place)  # type: ignore[no-untyped-call]
+
+
+_ROOM_BYTES = 1 << 20
+"""Of each file: some 8,000 values. What needs more grows."""
+
+
+def _reserve(path: Path) -> None:
+    """Makes one of prometheus_client's files with all its room: it maps files with holes in them, and whoever writes
+    into a hole while the disk is full is ended by SIGBUS (prometheus_client 0.26, `mmap_dict.py`)."""
+    with suppress(FileExistsError), path.open("xb") as file:
+        file.write(bytes(_ROOM_BYTES))
 
 
 def forget(run_dir: Path, place: str) -> None:

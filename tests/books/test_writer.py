@@ -179,6 +179,23 @@ async def test_what_lies_beside_the_database_holds_nothing_up_and_is_lost_by_no_
     assert not files(tmp_path)
 
 
+async def test_what_neither_the_database_nor_the_disk_takes_is_kept_until_one_of_them_does(tmp_path: Path) -> None:
+    store, folder = Fake(), tmp_path / "full"
+    async with LedgerWriter(store, "here", folder) as pen:
+        await asyncio.sleep(0.05)
+        store.mood = gone
+        await pen.settle(settled(intent(1)))
+        folder.mkdir()
+        await pen.settle(settled(intent(2)))
+        (file,) = folder.iterdir()
+        assert len(file.read_bytes().splitlines()) == 2
+        file.unlink()
+        folder.rmdir()
+        await pen.settle(settled(intent(3)))
+        store.mood = lambda: None
+    assert store.taken == [[settled(intent(3))]]
+
+
 async def test_a_settlement_waits_for_no_database_that_stands_still(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

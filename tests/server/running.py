@@ -12,11 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from andthen.books.store import open_sqlite
+from andthen.books.store import open_store
 
 WAIT_S = 15
 COMPLETIONS = "/v4/beta/completions"
@@ -157,13 +157,17 @@ def alive(pid: int) -> bool:
 
 
 @contextmanager
-def running(home: Path, settings: str = "") -> Iterator[Running]:
-    """A server under these settings (the lines of `[server]`), killed at the end if it still runs."""
+def running(home: Path, settings: str = "", *, database: str = "") -> Iterator[Running]:
+    """A server under these settings (the lines of `[server]`), killed at the end if it still runs.
+
+    Args:
+        database: an empty one in PostgreSQL; none: the SQLite file in `home`.
+    """
     home.mkdir(exist_ok=True)
-    (home / "andthen.toml").write_text(f"[server]\nport = 0\n{settings}\n")
-    store = open_sqlite(home / "andthen.db")
-    key = store.create_key("tests").secret
-    store.close()
+    books = f'[books]\ndatabase = "{database}"\n' if database else ""
+    (home / "andthen.toml").write_text(f"[server]\nport = 0\n{settings}\n{books}")
+    with closing(open_store(database or home / "andthen.db", migrate=True)) as store:
+        key = store.create_key("tests").secret
     with (home / "log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "tests.server.scripted_server", str(home)],

@@ -35,6 +35,8 @@ _SETTLE_WAIT_S = 5.0
 """A settlement that the database has not taken within this is written beside it."""
 _STOP_WAIT_S = 10.0
 _SPOOL = ".spool"
+_KEPT_MAX = 10_000
+"""Settlements of requests that cost nothing, in memory, while neither the database nor the disk takes any."""
 _LOG = structlog.get_logger("andthen.books")
 
 
@@ -283,26 +285,57 @@ class _Spool:
         self._folder = folder
         self._name = f"ledger-{holder}"
         self._numbers = itertools.count(1)
+        self._lock = threading.Lock()
+        self._kept: dict[str, Settlement] = {}
+        """What the disk did not take either, by the request's id."""
 
     def add(self, settlements: list[Settlement]) -> None:
-        """Waits until the disk has them. Raises nothing: where the disk is full as well, the log gets them."""
-        if not settlements:
-            return
+        """Waits until the disk has them. Raises nothing: where the disk is full as well, they are kept in memory until
+        it or the database takes them, and the log has those that cost something."""
+        with self._lock:
+            together = [*self._kept.values(), *settlements]
+            if not together:
+                return
+            try:
+                self._write(together)
+            except (OSError, ValueError) as error:
+                self._keep(settlements, error)
+            else:
+                self._kept = {}
+
+    def _write(self, settlements: list[Settlement]) -> None:
         part = self._folder / f"{self._name}-{next(self._numbers)}.part"
+        lines = [msgspec.json.encode(settlement) + b"\n" for settlement in settlements]
         try:
             with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.writelines(msgspec.json.encode(settlement) + b"\n" for settlement in settlements)
+                file.writelines(lines)
                 file.flush()
                 os.fsync(file.fileno())
             part.rename(part.with_suffix(_SPOOL))
-        except (OSError, ValueError) as error:
+        except OSError:
             with contextlib.suppress(OSError):
                 part.unlink(missing_ok=True)
-            _LOG.error("ledger_spool_failed", reason=str(error), settlements=repr(settlements))
+            raise
+
+    def _keep(self, settlements: list[Settlement], error: Exception) -> None:
+        costly = [one for one in settlements if one.tokens.total or one.cost_micros]
+        if isinstance(error, OSError):
+            free = [one for one in settlements if one not in costly]  # of requests that were refused, without end
+            kept = costly + free[: max(0, _KEPT_MAX - len(self._kept))]
+            self._kept |= {one.intent.id: one for one in kept}
+        _LOG.error("ledger_spool_failed", reason=str(error), settlements=repr(costly))
 
     def write_back(self, record: Callable[[list[Settlement]], object]) -> int:
-        """Gives what lies in the files to `record`, and removes them; how many. Raises what `record` raises."""
-        written = 0
+        """Gives what is kept and what lies in the files to `record`, and removes it; how many. Raises what `record`
+        raises."""
+        with self._lock:
+            kept = list(self._kept.values())
+        if kept:
+            record(kept)
+        with self._lock:
+            for settlement in kept:
+                self._kept.pop(settlement.intent.id, None)
+        written = len(kept)
         for path in sorted(self._folder.glob(f"ledger-*{_SPOOL}")):
             try:
                 settlements = [msgspec.json.decode(line, type=Settlement) for line in path.read_bytes().splitlines()]

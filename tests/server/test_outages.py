@@ -1,0 +1,195 @@
+"""A database that goes, stalls or slows down while requests run, or a disk that fills up: what is answered, that
+nothing is lost, and what the log says.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from andthen.books.policy import Budget
+from tests.books.own_postgres import OwnPostgres, postgres_of_its_own
+from tests.books.sites import Books
+from tests.server.running import Answer, Running, running
+
+REFUSED_WITHIN_S = 2.5
+BUDGET = Budget(window="total", tokens=10**6)
+RUNNING = 6
+TOKENS = 30
+"""Of each request under way, which takes three seconds."""
+COST = 3 + TOKENS
+
+
+class Kept:
+    """A server, asked with a key that has a budget; and its books."""
+
+    def __init__(self, server: Running, books: Books) -> None:
+        self.server = server
+        self.books = books
+        server.key, self._key_id = books.issue("bounded", budgets=(BUDGET,))
+
+    @contextmanager
+    def under_way(self) -> Iterator[list[Future[Answer]]]:
+        """Requests that run; they have ended at the end."""
+        with ThreadPoolExecutor(RUNNING) as pool:
+            asked = [
+                pool.submit(self.server.complete, "slow", max_tokens=TOKENS, stream=number % 2 == 0)
+                for number in range(RUNNING)
+            ]
+            self.server.until(lambda: len(self.books.requests(self._key_id)) == RUNNING, "they run")
+            yield asked
+
+    def refused(self) -> None:
+        """A new request is, and soon."""
+        began_s = time.monotonic()
+        answer = self.server.complete("one")
+        assert (answer.status, answer.code) == (503, "ledger_unavailable")
+        assert time.monotonic() - began_s < REFUSED_WITHIN_S
+
+    def spooled(self) -> bool:
+        return any(self.server.home.glob("ledger-*.spool"))
+
+    def log(self) -> Counter[str]:
+        """What it says of the books."""
+        lines = map(json.loads, self.server.log.splitlines())
+        return Counter(line["event"] for line in lines if line["event"].startswith(("ledger", "keys")))
+
+    def caught_up(self) -> int:
+        """Settlements that were written back."""
+        return sum(line["settlements"] for line in self.server.events("ledger_caught_up"))
+
+    def check(self, *, refused: int) -> None:
+        """All that was asked is there once, with what it cost, and nothing is held any more."""
+        self.server.until(lambda: self._settled() == RUNNING + refused and not self.spooled(), "all is settled")
+        rows = self.books.requests(self._key_id).values()
+        told = Counter((row["status"], row["prompt_tokens"] + row["completion_tokens"]) for row in rows)
+        spending = self.books.spending(self._key_id)
+        assert told == {(200, COST): RUNNING, (503, 0): refused}
+        assert (spending.tokens, spending.reserved_tokens) == (RUNNING * COST, 0)
+        assert len(self.books.calls(self._key_id)) == RUNNING
+        assert not set(self.log()) & {"ledger_entry_refused", "ledger_spool_unreadable"}
+
+    def _settled(self) -> int:
+        return sum(row["settled_at_ms"] is not None for row in self.books.requests(self._key_id).values())
+
+
+@contextmanager
+def kept(home: Path, database: str = "") -> Iterator[Kept]:
+    with running(home, database=database) as server, closing(Books(database or home / "andthen.db")) as books:
+        yield Kept(server, books)
+
+
+@pytest.fixture
+def postgres() -> Iterator[OwnPostgres]:
+    with postgres_of_its_own() as server:
+        yield server
+
+
+@pytest.mark.parametrize("gone_s", [0.0, pytest.param(30.0, marks=pytest.mark.soak)])
+def test_a_database_that_goes(tmp_path: Path, postgres: OwnPostgres, gone_s: float) -> None:
+    with kept(tmp_path / "home", postgres.url) as site:
+        with site.under_way() as asked:
+            postgres.stop()
+            site.refused()
+            assert [one.result().status for one in asked] == [200] * RUNNING
+        time.sleep(gone_s)
+        site.refused()
+        assert site.spooled()
+        postgres.start()
+        site.check(refused=2)
+        assert site.caught_up() >= RUNNING
+        told = {"ledger_unavailable": 1, "keys_stale": 1, "keys_fresh_again": 1, "ledger_back": 1}
+        assert {name: count for name, count in site.log().items() if name != "ledger_caught_up"} == told
+        assert site.server.complete("one").status == 200
+
+
+@pytest.mark.parametrize("still_s", [0.0, pytest.param(30.0, marks=pytest.mark.soak)])
+def test_a_database_that_answers_nothing(tmp_path: Path, postgres: OwnPostgres, still_s: float) -> None:
+    with kept(tmp_path / "home", postgres.url) as site:
+        with site.under_way() as asked:
+            postgres.stand_still()
+            try:
+                site.refused()
+                assert [one.result().status for one in asked] == [200] * RUNNING
+                time.sleep(still_s)
+                site.refused()
+                assert site.spooled()
+            finally:
+                postgres.go_on()
+        site.check(refused=2)
+        assert site.server.complete("one").status == 200
+
+
+SLOW = """
+CREATE TABLE mood AS SELECT 0 AS delay_s;
+CREATE FUNCTION dawdle() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN PERFORM pg_sleep(delay_s) FROM mood; RETURN NULL; END $$;
+CREATE TRIGGER slow AFTER INSERT OR UPDATE ON requests EXECUTE FUNCTION dawdle();
+CREATE TRIGGER slow AFTER INSERT OR UPDATE ON holders EXECUTE FUNCTION dawdle();
+"""
+
+
+@pytest.mark.soak
+def test_a_database_that_takes_two_seconds_to_write(tmp_path: Path, postgres: OwnPostgres) -> None:
+    with kept(tmp_path / "home", postgres.url) as site:
+        site.books.do(SLOW)
+        with site.under_way() as asked:
+            site.books.do("UPDATE mood SET delay_s = 2")
+            for _ in range(5):
+                site.refused()
+            assert [one.result().status for one in asked] == [200] * RUNNING
+        site.books.do("UPDATE mood SET delay_s = 0")
+        site.check(refused=5)
+        assert site.server.complete("one").status == 200
+        print(site.log(), site.caught_up())
+
+
+@contextmanager
+def small_disk(place: Path) -> Iterator[Path]:
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(place)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"a disk of its own takes root: {done.stderr.strip()}")
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Until nothing more goes onto it; the file that does so."""
+    ballast = disk / "ballast"
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        for size in (1 << 20, 1 << 12, 1):
+            with suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+    return ballast
+
+
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk") as disk:
+        (disk / "log").symlink_to(tmp_path / "log")
+        with kept(disk) as site:
+            with site.under_way() as asked:
+                ballast = fill(disk)
+                site.refused()
+                assert [one.result().status for one in asked] == [200] * RUNNING
+            site.refused()
+            assert not site.spooled()
+            ballast.unlink()
+            site.check(refused=2)
+            assert site.caught_up() >= RUNNING
+            log = site.log()
+            assert (log["ledger_unavailable"], log["ledger_back"]) == (1, 1)
+            assert log["ledger_spool_failed"]
+            assert site.server.complete("one").status == 200
