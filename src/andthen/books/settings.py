@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+Durability = Literal["process", "power"]
 _Days = Annotated[int, Meta(ge=1, le=36_500)]
 
 
@@ -15,6 +16,10 @@ class BooksSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     database: str = ""
     """PostgreSQL's URL, `postgresql://user:password@host/name`, for several machines; the extra `postgres` brings the
     driver. Unset: the SQLite file `andthen.db` in the state's folder."""
+    durability: Durability = "process"
+    """What the ledger survives: `process` any death of our processes, also by `kill -9`; `power` also a power cut, or a
+    crash of PostgreSQL itself, for which each commit waits for the disk. Changes of keys are always written as with
+    `power`."""
     redis: str = ""
     """Redis or Valkey, in which several machines share the limits of keys: `redis://user:password@host:6379/0`,
     `rediss://` with TLS, or `unix:///path`; the extra `redis` brings the client. Unset, each machine counts for itself,

@@ -108,7 +108,7 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
     Args:
         on_serving: called once, when a completion would be taken.
     """
-    store = await asyncio.to_thread(open_store, boot.database)
+    store = await asyncio.to_thread(open_store, boot.database, durability=boot.books.durability)
     measured = metrics.ServerMetrics(CollectorRegistry())
     try:
         async with (

@@ -12,6 +12,7 @@ from typing import Protocol
 
 from andthen.books.keys import Key, KeyRing
 from andthen.books.policy import UNBOUNDED, Budget, Policy
+from andthen.books.settings import Durability
 from andthen.books.store.errors import (
     BadAddress,
     BadEntry,
@@ -100,21 +101,22 @@ class SqlStore(Keys, Ledger, Replies, UsageBook, Export, Removal):
     """The Store in a SQL database."""
 
 
-def open_store(place: str | Path, *, migrate: bool = False) -> SqlStore:
+def open_store(place: str | Path, *, migrate: bool = False, durability: Durability = "process") -> SqlStore:
     """The store at a PostgreSQL URL, or in a SQLite file.
 
     Args:
         migrate: whether PostgreSQL's schema is brought to the newest; SQLite's always is.
+        durability: of what is written, as `BooksSettings` says.
 
     Raises:
         StoreUnavailable, SchemaTooNew, SchemaTooOld, BadAddress
     """
     if isinstance(place, str) and is_url(place):
-        return open_postgres(place, migrate=migrate)
-    return open_sqlite(Path(place))
+        return open_postgres(place, migrate=migrate, durability=durability)
+    return open_sqlite(Path(place), durability=durability)
 
 
-def open_sqlite(path: Path, *, busy_timeout_s: float = 5.0) -> SqlStore:
+def open_sqlite(path: Path, *, busy_timeout_s: float = 5.0, durability: Durability = "process") -> SqlStore:
     """The store in one SQLite file, made with its folder where they don't exist: the folder 0700, the file 0600.
 
     A file of an older schema is copied beside itself and migrated. A file that is deleted or replaced later is noticed:
@@ -123,14 +125,14 @@ def open_sqlite(path: Path, *, busy_timeout_s: float = 5.0) -> SqlStore:
     Raises:
         StoreUnavailable, SchemaTooNew
     """
-    engine = sqlite_engine(path, busy_timeout_s)
+    engine = sqlite_engine(path, busy_timeout_s, durability)
     store = SqlStore(engine, str(path), "set ANDTHEN_HOME to another folder")
     with _closed_on_error(store):
         store.migrate(back_up=lambda schema: back_up(engine, path, schema))
     return store
 
 
-def open_postgres(url: str, *, migrate: bool = False) -> SqlStore:
+def open_postgres(url: str, *, migrate: bool = False, durability: Durability = "process") -> SqlStore:
     """The store in a PostgreSQL database.
 
     Args:
@@ -140,7 +142,7 @@ def open_postgres(url: str, *, migrate: bool = False) -> SqlStore:
     Raises:
         StoreUnavailable, SchemaTooNew, SchemaTooOld, BadAddress
     """
-    engine, place = postgres_engine(url)
+    engine, place = postgres_engine(url, durability)
     store = SqlStore(engine, place, "set `books.database` to another")
     with _closed_on_error(store):
         if migrate:

@@ -83,8 +83,8 @@ class Database:
 
     @contextmanager
     def changing(self, what: str) -> Iterator[sa.Connection]:
-        """A transaction that writes, under the writers' lock of `what`."""
-        with self.writing() as connection:
+        """A transaction that writes, under the writers' lock of `what`. It survives a power cut."""
+        with self.writing(lasting=True) as connection:
             connection.execute(STAMPS.update().where(STAMPS.c.name == what).values(value=secrets.randbits(63)))
             yield connection
 
@@ -95,9 +95,13 @@ class Database:
             yield connection
 
     @contextmanager
-    def writing(self) -> Iterator[sa.Connection]:
-        """A transaction that writes, committed at the end. Raises `StoreUnavailable`."""
-        with self._told(), self._engine.execution_options(writes=True).begin() as connection:
+    def writing(self, *, lasting: bool = False) -> Iterator[sa.Connection]:
+        """A transaction that writes, committed at the end. Raises `StoreUnavailable`.
+
+        Args:
+            lasting: whether it survives a power cut under any settings.
+        """
+        with self._told(), self._engine.execution_options(writes=True, lasting=lasting).begin() as connection:
             yield connection
 
     @contextmanager

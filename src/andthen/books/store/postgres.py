@@ -8,6 +8,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy import event
 
+from andthen.books.settings import Durability
 from andthen.books.store.errors import BadAddress
 
 MIGRATION_LOCK = "SET LOCAL statement_timeout = 0; SELECT pg_advisory_xact_lock(7165918216330246248)"
@@ -21,6 +22,10 @@ CLOCK_MS = "SELECT floor(extract(epoch FROM clock_timestamp()) * 1000)"
 _SCHEMES = ("postgresql://", "postgres://")
 _CONNECT_TIMEOUT_S = 2
 _STATEMENT_TIMEOUT_MS = 5000
+_AT_LEAST_OWN_DISK = """
+SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'
+"""
+_LASTING = "SET LOCAL synchronous_commit = on"
 
 
 def is_url(text: str) -> bool:
@@ -28,8 +33,12 @@ def is_url(text: str) -> bool:
     return text.startswith(_SCHEMES)
 
 
-def postgres_engine(url: str) -> tuple[sa.Engine, str]:
+def postgres_engine(url: str, durability: Durability) -> tuple[sa.Engine, str]:
     """The database's connections, and how to name it in messages: without user and password.
+
+    With `process` a commit waits for no disk: a crash of the server itself loses at most some tenths of a second
+    (https://www.postgresql.org/docs/current/wal-async-commit.html). With `power` it waits for what the server is set to
+    wait for, its own disk at least.
 
     Raises:
         BadAddress
@@ -56,7 +65,16 @@ def postgres_engine(url: str) -> tuple[sa.Engine, str]:
     def connected(connection: Any, _record: Any) -> None:
         with connection.cursor() as cursor:
             cursor.execute(f"SET statement_timeout = {_STATEMENT_TIMEOUT_MS}")
+            if durability == "process":
+                cursor.execute("SET synchronous_commit = off")
+            else:
+                cursor.execute(_AT_LEAST_OWN_DISK)
         connection.commit()
 
+    def began(connection: sa.Connection) -> None:
+        if durability == "process" and connection.get_execution_options().get("lasting", False):
+            connection.exec_driver_sql(_LASTING)
+
     event.listen(engine, "connect", connected)
+    event.listen(engine, "begin", began)
     return engine, place
