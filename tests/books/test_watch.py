@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
@@ -52,6 +53,20 @@ async def test_a_revocation_by_another_process_is_in_force_within_a_second(store
         assert keys.lookup(issued.secret) == issued.key
         await _another_process(path, "revoke_key('ci')")
         await _until(lambda: keys.lookup(issued.secret) is None, within_s=1)
+
+
+async def test_a_revocation_waits_for_no_other_work(store: SqlStore) -> None:
+    issued = store.create_key("ci")
+    over = threading.Event()
+    async with KeyWatch(store) as keys:
+        busy = [asyncio.create_task(asyncio.to_thread(over.wait)) for _ in range(100)]
+        try:
+            await asyncio.sleep(0)
+            store.revoke_key("ci")
+            await _until(lambda: keys.lookup(issued.secret) is None, within_s=1)
+        finally:
+            over.set()
+            await asyncio.gather(*busy)
 
 
 async def test_a_second_store_of_the_same_process_does_not_blind_the_first(store: SqlStore, path: Path) -> None:

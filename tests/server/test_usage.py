@@ -24,11 +24,12 @@ def keyed(server: Server, secret: str) -> Server:
     return Server(server.url, secret, server.model, server.home, server.process)
 
 
-@pytest.fixture(scope="module")
-def reader(server: Server) -> Server:
+@pytest.fixture
+def reader(server: Server, request: pytest.FixtureRequest) -> Server:
+    """With a key of the test's own, by its name."""
     with closing(open_sqlite(server.home / "andthen.db")) as store:
         budgets = (Budget(window="month", tokens=1_000),)
-        return keyed(server, store.create_key("reader", policy=Policy(budgets=budgets)).secret)
+        return keyed(server, store.create_key(request.node.name[:64], policy=Policy(budgets=budgets)).secret)
 
 
 @pytest.fixture(scope="module")
@@ -50,11 +51,13 @@ def test_a_key_sees_what_it_used_itself_and_what_is_left(server: Server, reader:
     }]  # fmt: skip
 
 
-def test_an_admin_sees_all_keys_and_nobody_else_does(server: Server, reader: Server, admin: Server) -> None:
+def test_an_admin_sees_all_keys_and_nobody_else_does(
+    server: Server, reader: Server, admin: Server, request: pytest.FixtureRequest
+) -> None:
     server.complete(max_tokens=1)
     reader.complete(max_tokens=1)
     names = {row["name"] for row in json.loads(admin.get("/admin/usage?days=2"))["data"]}
-    assert {"tests", "reader"} <= names
+    assert {"tests", request.node.name[:64]} <= names
     with pytest.raises(urllib.error.HTTPError) as caught:
         reader.get("/admin/usage")
     assert caught.value.code == 403

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, TypeVar
 
 import structlog
 
 from andthen.books.keys import Key, KeyRing
 from andthen.books.store import BooksError
+
+_T = TypeVar("_T")
 
 _LOG = structlog.get_logger("andthen.books")
 
@@ -46,9 +50,11 @@ class KeyWatch:
         self._healthy = True
         self._reading = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
+        # Not a thread that others use: who keeps them all busy would put off the end of their own key.
+        self._thread = ThreadPoolExecutor(1, "keys")
 
     async def __aenter__(self) -> Self:
-        self._ring = await asyncio.to_thread(self._store.key_ring)
+        self._ring = await self._ask(self._store.key_ring)
         self._confirmed_at_s = time.monotonic()
         self._task = asyncio.create_task(self._run(), name="andthen-key-watch")
         return self
@@ -59,6 +65,7 @@ class KeyWatch:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
+        self._thread.shutdown(wait=False, cancel_futures=True)
 
     @property
     def age_s(self) -> float:
@@ -88,8 +95,8 @@ class KeyWatch:
     async def _read(self) -> None:
         self._began_at_s = time.monotonic()
         try:
-            if await asyncio.to_thread(self._store.keys_stamp) != self._ring.stamp:
-                self._ring = await asyncio.to_thread(self._store.key_ring)
+            if await self._ask(self._store.keys_stamp) != self._ring.stamp:
+                self._ring = await self._ask(self._store.key_ring)
         except BooksError as error:
             if self._healthy:
                 _LOG.error("keys_stale", reason=str(error), keys=len(self._ring))
@@ -99,3 +106,6 @@ class KeyWatch:
             if not self._healthy:
                 _LOG.info("keys_fresh_again", keys=len(self._ring))
             self._healthy = True
+
+    async def _ask(self, read: Callable[[], _T]) -> _T:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, read)

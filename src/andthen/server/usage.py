@@ -6,6 +6,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Literal, TypeVar
 from urllib.parse import parse_qsl
 
@@ -28,6 +29,8 @@ _DAY_MS = 86_400_000
 _What = TypeVar("_What")
 _Told = TypeVar("_Told")
 
+_REPORTS = ThreadPoolExecutor(1, "reports")
+"""Sums over a large ledger take long: whoever asks for many waits for these alone and keeps no other work waiting."""
 _encode = msgspec.json.Encoder().encode
 
 
@@ -53,7 +56,7 @@ async def list_usage(services: Services, exchange: Exchange) -> None:
 
 async def _ask(store: Store, read: Callable[[Store, _What], _Told], what: _What) -> _Told:
     try:
-        return await asyncio.to_thread(read, store, what)
+        return await asyncio.get_running_loop().run_in_executor(_REPORTS, read, store, what)
     except BooksError as error:
         raise LedgerUnavailable("The ledger can't be read at the moment: send the request again.") from error
 
