@@ -18,6 +18,7 @@ from msgspec import Struct
 from andthen.books.prices import Prices
 from andthen.books.settings import BooksSettings
 from andthen.config.books import checked_books, checked_database
+from andthen.config.environment import FILE_SUFFIX, Environment
 from andthen.config.file import FILE_NAME, FILE_VARIABLE, SettingsFile
 from andthen.config.local_models import HOUSE_MODEL, local_models
 from andthen.config.prices import prices
@@ -79,7 +80,7 @@ def load(
     """Reads and checks all settings.
 
     Args:
-        environ: the environment variables.
+        environ: the environment variables; see `Environment`.
         file: the settings file; None looks at `ANDTHEN_CONFIG`, then for `andthen.toml` in the state's folder.
         options: (section, setting) → value, from the command line.
         models: `NAME=PATH` or `NAME=hf:owner/repo:file.gguf`; a NAME without a slash becomes `local/NAME`.
@@ -88,6 +89,7 @@ def load(
         ConfigError
     """
     _check_variables(environ)
+    environ = Environment(environ)
     home = home_folder(environ)
     settings = SettingsFile.find(file, environ, home)
     for name in settings.table:
@@ -122,7 +124,7 @@ def database(environ: Mapping[str, str], *, file: Path | None = None) -> str:
     """
     home = home_folder(environ)
     settings = SettingsFile.find(file, environ, home)
-    books = typing.cast("BooksSettings", _section("books", BooksSettings, settings, environ, {}))
+    books = typing.cast("BooksSettings", _section("books", BooksSettings, settings, Environment(environ), {}))
     return _place(checked_database(books, settings), home)
 
 
@@ -184,9 +186,8 @@ def _parsed(text: str, wanted: object, variable: str) -> object:
 
 
 def _check_variables(environ: Mapping[str, str]) -> None:
-    known = {HOME_VARIABLE, FILE_VARIABLE} | {
-        variable_name(section, name) for section, kind in SECTIONS.items() for name in setting_types(kind)
-    }
+    settings = [variable_name(section, name) for section, kind in SECTIONS.items() for name in setting_types(kind)]
+    known = {HOME_VARIABLE, FILE_VARIABLE, *settings, *(name + FILE_SUFFIX for name in settings)}
     for variable in sorted(environ):
         if variable.startswith(PREFIX) and variable not in known:
             raise ConfigError(f"{variable}: no such setting. {near(variable, known)} Or unset the variable.")
