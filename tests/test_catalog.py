@@ -12,6 +12,7 @@ from andthen.catalog import Catalog
 from andthen.contract.errors import EngineRestarted, ModelNotFound, UnsupportedParameter
 from andthen.sources import Deployment
 from andthen.transport import Transport
+from andthen.vendors.rows import Profile
 from andthen.vendors.settings import Remote, Share, Upstream, UpstreamSettings
 from tests.upstream.vendor import LIMITS, begun, remote
 
@@ -25,6 +26,17 @@ def starting() -> NoReturn:
 def made(local: Mapping[str, Deployment] | None = None, **upstream: Any) -> Catalog:
     fields: dict[str, Any] = {"vendors": {"openai": OPENAI}, "models": {"team/m": remote(9)}} | upstream
     return Catalog(starting if local is None else lambda: local, Upstream(**fields), Transport(), LIMITS)
+
+
+def test_another_server_under_the_same_name_is_another() -> None:
+    first = made(models={"team/m": remote(9)}).find("team/m")
+    others = [remote(10), remote(9, "openai_chat"), remote(9, headers={"x-part": "b"})]
+    others += [remote(9, over=Profile(takes={"seed": False})), remote(9, over=Profile(deterministic=True))]
+    identities = {made(models={"team/m": other}).find("team/m").identity for other in others}
+    assert len(identities | {first.identity}) == 6
+    assert made(models={"team/m": remote(9)}).find("team/m").identity == first.identity
+    models = made({})
+    assert models.find("openai/a").identity != models.find("openai/b").identity
 
 
 def test_names_that_callers_make_up_are_kept_in_bounds_and_never_become_labels(monkeypatch: pytest.MonkeyPatch) -> None:

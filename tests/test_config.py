@@ -247,10 +247,11 @@ def test_settings_are_only_what_can_be_carried_between_processes() -> None:
     ],
 )
 def test_redis_is_named_by_its_address(environ: dict[str, str], url: str) -> None:
-    found = load(environ | {"ANDTHEN_BOOKS_REDIS": url, "ANDTHEN_BOOKS_REDIS_GONE": "open"})
-    assert (found.books.redis, found.books.redis_gone) == (url, "open")
+    found = load(environ | {"ANDTHEN_BOOKS_REDIS": url, "ANDTHEN_BOOKS_REDIS_GONE": "open", "ANDTHEN_CACHE_REDIS": url})
+    assert (found.books.redis, found.books.redis_gone, found.cache.redis) == (url, "open", url)
 
 
+@pytest.mark.parametrize("section", ["books", "cache"])
 @pytest.mark.parametrize(
     "url",
     [
@@ -264,12 +265,13 @@ def test_redis_is_named_by_its_address(environ: dict[str, str], url: str) -> Non
     ],
 )
 def test_what_is_no_address_of_redis_is_told_without_its_password(
-    environ: dict[str, str], home: Path, url: str
+    environ: dict[str, str], home: Path, url: str, section: str
 ) -> None:
-    with pytest.raises(ConfigError, match="ANDTHEN_BOOKS_REDIS: is no address of Redis") as from_variable:
-        load(environ | {"ANDTHEN_BOOKS_REDIS": url})
-    write(home, f"[server]\nport = 1\n[books]\nredis = {msgspec.json.encode(url).decode()}\n")
-    with pytest.raises(ConfigError, match=r"line 4: \[books\] redis is no address of Redis") as from_file:
+    variable = f"ANDTHEN_{section.upper()}_REDIS"
+    with pytest.raises(ConfigError, match=f"{variable}: is no address of Redis") as from_variable:
+        load(environ | {variable: url})
+    write(home, f"[server]\nport = 1\n[{section}]\nredis = {msgspec.json.encode(url).decode()}\n")
+    with pytest.raises(ConfigError, match=rf"line 4: \[{section}\] redis is no address of Redis") as from_file:
         load(environ)
     assert "secret" not in f"{from_variable.value}{from_file.value}"
 

@@ -138,4 +138,5 @@ class Catalog:
         source = RemoteSource(
             remote, model, resolved.wire(), transport=self._transport, settings=self.upstream.settings
         )
-        return Deployment(name, resolved.abilities(name, self._limits), source, cools=True)
+        abilities = resolved.abilities(name, self._limits)
+        return Deployment(name, abilities, source, cools=True, identity=remote.identity(model))

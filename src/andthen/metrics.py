@@ -23,6 +23,8 @@ CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 TOKEN_KINDS = ("prompt", "cached", "completion")
 """In the order of `Exchange.usage`."""
 
+CACHE_OUTCOMES = ("hit", "miss", "bypass")
+
 _DIRECTORY_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 _REQUEST_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _WAIT_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -106,6 +108,13 @@ _UNCOUNTED = Row(
     "Requests of keys with limits that found no Redis to count them; answer is refused or admitted, as is set.",
     ("answer",),
 )
+_CACHE_REQUESTS = Row(
+    "andthen_cache_requests_total",
+    "counter",
+    "Completions while the cache is on; outcome is hit, miss, or bypass for what was not looked for.",
+    ("outcome",),
+)
+_CACHE_BYTES = Row("andthen_cache_bytes", "gauge", "What the workers' caches keep in memory.")
 _DEATHS = Row(
     "andthen_process_deaths_total",
     "counter",
@@ -139,6 +148,8 @@ ROWS = (
     _LEDGER_HEALTHY,
     _WORKERS,
     _UNCOUNTED,
+    _CACHE_REQUESTS,
+    _CACHE_BYTES,
     _DEATHS,
     *_ENGINE_COUNTERS.values(),
     *_ENGINE_GAUGES.values(),
@@ -192,6 +203,10 @@ class ServerMetrics:
         self.open_requests = _gauge(_OPEN_REQUESTS, registry)
         self.request_seconds = _histogram(_REQUEST_SECONDS, registry)
         self.uncounted = _counter(_UNCOUNTED, registry)
+        cache_requests = _counter(_CACHE_REQUESTS, registry)
+        self.cache_requests = {outcome: cache_requests.labels(outcome) for outcome in CACHE_OUTCOMES}
+        self.cache_bytes = _gauge(_CACHE_BYTES, registry)
+        self.cache_bytes.set(0)
         self.open_requests.set(0)
         _gauge(_WORKERS, registry).set(1)
         self._ledger_healthy = _gauge(_LEDGER_HEALTHY, registry)

@@ -100,6 +100,8 @@ class Deployment(Struct, frozen=True):
     source: Source
     cools: bool = False
     """After failures it is left in peace for a while."""
+    identity: str = ""
+    """Another one stands for other texts under the same name: another file, address or dialect."""
 
 
 class Local:
@@ -129,7 +131,7 @@ class Local:
         return self._deployments
 
     def _deployment(self, model: ModelInfo) -> Deployment:
-        return Deployment(model.name, abilities(model, self._limits), self)
+        return Deployment(model.name, abilities(model, self._limits), self, identity=model.fingerprint)
 
 
 def abilities(model: ModelInfo, limits: Limits) -> Abilities:

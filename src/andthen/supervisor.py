@@ -311,6 +311,7 @@ class _Supervisor:
             database=self._config.database,
             started_at=self._started_at,
             books=self._config.books,
+            cache=self._config.cache,
             live=live_settings(self._config),
         )
 

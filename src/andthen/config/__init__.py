@@ -17,7 +17,8 @@ from msgspec import Struct
 
 from andthen.books.prices import Prices
 from andthen.books.settings import BooksSettings
-from andthen.config.books import checked_books, checked_database
+from andthen.cache.settings import CacheSettings
+from andthen.config.books import checked_books, checked_cache, checked_database
 from andthen.config.environment import FILE_SUFFIX, Environment
 from andthen.config.file import FILE_NAME, FILE_VARIABLE, SettingsFile
 from andthen.config.local_models import HOUSE_MODEL, local_models
@@ -43,6 +44,7 @@ SECTIONS: dict[str, type[Struct]] = {
     "engine": EngineSettings,
     "upstream": UpstreamSettings,
     "books": BooksSettings,
+    "cache": CacheSettings,
     "logs": LogSettings,
 }
 _TABLES = ("models", "vendors", "prices")
@@ -62,6 +64,7 @@ class Config(Struct, frozen=True, kw_only=True):
     upstream: Upstream
     prices: Prices
     books: BooksSettings
+    cache: CacheSettings
     logs: LogSettings
 
     @property
@@ -112,6 +115,7 @@ def load(
         upstream=remote,
         prices=prices(settings, remote, local),
         books=checked_books(typing.cast("BooksSettings", sections["books"]), settings),
+        cache=checked_cache(typing.cast("CacheSettings", sections["cache"]), settings),
         logs=typing.cast("LogSettings", sections["logs"]),
     )
 

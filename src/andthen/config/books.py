@@ -1,4 +1,4 @@
-"""What is set about the books, checked. An address here may hold a password, so no message quotes one."""
+"""What is set about the books and the cache, checked. An address here may hold a password, so no message quotes one."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from urllib.parse import urlsplit
 
 from andthen.books.settings import BooksSettings
+from andthen.cache.settings import CacheSettings
 from andthen.config.file import SettingsFile
 from andthen.config.values import ConfigError, variable_name
 
@@ -14,11 +15,15 @@ from andthen.config.values import ConfigError, variable_name
 def checked_books(settings: BooksSettings, file: SettingsFile) -> BooksSettings:
     """The settings as they are. Raises ConfigError."""
     checked_database(settings, file)
-    try:
-        if settings.redis:
-            _check_redis(settings.redis)
-    except ValueError as error:
-        raise _wrong("redis", settings.redis, str(error), file) from None
+    if settings.redis:
+        _check_redis("books", settings.redis, file)
+    return settings
+
+
+def checked_cache(settings: CacheSettings, file: SettingsFile) -> CacheSettings:
+    """The settings as they are. Raises ConfigError."""
+    if settings.redis:
+        _check_redis("cache", settings.redis, file)
     return settings
 
 
@@ -30,18 +35,18 @@ def checked_database(settings: BooksSettings, file: SettingsFile) -> BooksSettin
         what = (
             "is no address of PostgreSQL: write postgresql://user:password@host:5432/name, or leave it out for SQLite"
         )
-        raise _wrong("database", place, what, file)
+        raise _wrong("books", "database", place, what, file)
     return settings
 
 
-def _wrong(name: str, value: str, what: str, file: SettingsFile) -> ConfigError:
-    if file.at(("books", name)) == value:
-        return file.error(("books", name), f"[books] {name} {what}")
-    return ConfigError(f"{variable_name('books', name)}: {what}")
+def _wrong(section: str, name: str, value: str, what: str, file: SettingsFile) -> ConfigError:
+    if file.at((section, name)) == value:
+        return file.error((section, name), f"[{section}] {name} {what}")
+    return ConfigError(f"{variable_name(section, name)}: {what}")
 
 
-def _check_redis(url: str) -> None:
-    """Raises ValueError, whose text goes on from the setting's name."""
+def _check_redis(section: str, url: str, file: SettingsFile) -> None:
+    """Raises ConfigError."""
     try:
         parts = urlsplit(url)
         by_host = parts.scheme in ("redis", "rediss") and bool(parts.hostname) and parts.port != 0
@@ -49,6 +54,7 @@ def _check_redis(url: str) -> None:
     except ValueError:
         sound = False
     if not sound or not url.isprintable() or not re.fullmatch(r"(db=\d+)?", parts.query):
-        raise ValueError("is no address of Redis: write redis://user:password@host:6379/0, rediss://… or unix:///path")
+        what = "is no address of Redis: write redis://user:password@host:6379/0, rediss://… or unix:///path"
+        raise _wrong(section, "redis", url, what, file)
     if importlib.util.find_spec("redis") is None:
-        raise ValueError("needs the package redis: install `andthen[redis]`")
+        raise _wrong(section, "redis", url, "needs the package redis: install `andthen[redis]`", file)

@@ -184,6 +184,10 @@ def _complete(path: str) -> Json:
         "x-request-id": _header("The reply's `id`."),
         "x-andthen-plan": _header("What became of each field, such as `n=native, stop=native`."),
         "x-andthen-ignored": _header("Names of unknown fields, percent-encoded."),
+        "x-andthen-cache": _header(
+            "Where replies are kept: `hit`, the reply was made before (`age` tells when) and costs nothing; `miss`; or "
+            "`bypass`, it was not looked for."
+        ),
     }
     refusals = (
         *WITH_BODY,

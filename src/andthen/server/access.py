@@ -4,6 +4,17 @@ from __future__ import annotations
 
 from andthen.books.keys import Key
 from andthen.contract.errors import BadRequest, ModelNotAllowed, PermissionDenied
+from andthen.server.http import Exchange
+
+
+def sent_secret(exchange: Exchange) -> str | None:
+    """The key that was sent. `x-api-key` decides where both ways are used."""
+    secret = exchange.header(b"x-api-key")
+    if secret is None:
+        scheme, _, secret = (exchange.header(b"authorization") or b"").partition(b" ")
+        if scheme.lower() != b"bearer":
+            return None
+    return secret.strip().decode("latin-1") or None
 
 
 def check_address(key: Key, address: str) -> None:

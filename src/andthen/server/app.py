@@ -18,7 +18,7 @@ from andthen.contract.errors import AndthenError, InternalError, InvalidApiKey, 
 from andthen.contract.response import error_frame
 from andthen.metrics import TOKEN_KINDS
 from andthen.server import cors
-from andthen.server.access import check_address, check_kind
+from andthen.server.access import check_address, check_kind, sent_secret
 from andthen.server.health import check_metrics_key, is_loopback
 from andthen.server.http import ClientGone, Exchange, Receive, Send
 from andthen.server.routes import Access, Route, Routes, check_method
@@ -120,7 +120,7 @@ class App:
     async def _check_access(self, route: Route, exchange: Exchange) -> None:
         if route.access is Access.OPEN:
             return
-        secret = _secret(exchange)
+        secret = sent_secret(exchange)
         if route.access is Access.METRICS and self._services.settings.metrics_key is not None:
             check_metrics_key(self._services.settings, secret)
             return
@@ -168,16 +168,6 @@ class App:
                 told[name] = value
         log = _LOG.debug if exchange.chatty else _LOG.info
         log("request", request=exchange.id, route=exchange.route, status=status, ms=round(1000 * took_s, 1), **told)
-
-
-def _secret(exchange: Exchange) -> str | None:
-    """The key that was sent. `x-api-key` decides where both ways are used."""
-    secret = exchange.header(b"x-api-key")
-    if secret is None:
-        scheme, _, secret = (exchange.header(b"authorization") or b"").partition(b" ")
-        if scheme.lower() != b"bearer":
-            return None
-    return secret.strip().decode("latin-1") or None
 
 
 def _shutting_down() -> ShuttingDown:

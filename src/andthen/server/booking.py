@@ -70,6 +70,10 @@ class Booking:
         generated = len(request.prompts) * request.best_of * request.max_tokens
         return prompts * (1 if is_local else request.best_of) + generated
 
+    def take_kept(self, work: Work) -> None:
+        """Its reply was kept: nothing is reserved and no intent written, for nothing can be spent."""
+        self._work, self.origin = work, "cache"
+
     async def hold(self, request: CompletionRequest, work: Work) -> None:
         """Raises: BudgetExceeded, LedgerUnavailable, ModelNotAllowed."""
         self._work = work

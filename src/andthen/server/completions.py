@@ -21,6 +21,7 @@ from andthen.contract.response import COMMENT, DONE, Completion, Head, Stream
 from andthen.server.access import allows_model, check_max_tokens, check_model
 from andthen.server.booking import Booking
 from andthen.server.http import JSON, Exchange, Headers
+from andthen.server.recall import Recall
 from andthen.server.services import Services
 from andthen.server.settings import ServerSettings
 
@@ -61,13 +62,15 @@ async def _complete(services: Services, exchange: Exchange, booking: Booking) ->
     work = prepare(
         exchange.key_id or "", request, services.catalog, allows=lambda model: allows_model(exchange.key, model)
     )
-    await booking.hold(request, work)
+    recall = Recall(services.cache, exchange, request, work)
+    if await recall.found():
+        booking.take_kept(work)
+    else:
+        await booking.hold(request, work)
     _tell(services, exchange, work)
     try:
-        if request.stream:
-            await _stream(services, exchange, request, work, booking)
-        else:
-            await _whole(services, exchange, request, work, booking)
+        send = _stream if request.stream else _whole
+        await send(services, exchange, request, work, booking, recall)
     finally:
         if exchange.status is None:
             _tell(services, exchange, work)  # the last that was asked in vain
@@ -86,11 +89,11 @@ def _measure(services: Services, exchange: Exchange, work: Work) -> None:
 
 
 async def _whole(
-    services: Services, exchange: Exchange, request: CompletionRequest, work: Work, booking: Booking
+    services: Services, exchange: Exchange, request: CompletionRequest, work: Work, booking: Booking, recall: Recall
 ) -> None:
     completion = Completion(request)
     clock = _Clock(services, exchange, work, booking)
-    async with aclosing(work.events()) as batches:
+    async with aclosing(recall.events()) as batches:
         async for events in batches:
             clock.look(events)
             for event in events:
@@ -101,13 +104,13 @@ async def _whole(
 
 
 async def _stream(
-    services: Services, exchange: Exchange, request: CompletionRequest, work: Work, booking: Booking
+    services: Services, exchange: Exchange, request: CompletionRequest, work: Work, booking: Booking, recall: Recall
 ) -> None:
     stream: Stream | None = None
     clock = _Clock(services, exchange, work, booking)
     reply = _EventStream(exchange, services.settings, clock)
     try:
-        async with aclosing(work.events()) as batches:
+        async with aclosing(recall.events()) as batches:
             async for events in batches:
                 clock.look(events)
                 if stream is None:
@@ -148,8 +151,8 @@ class _Clock:
         self._text_s = 0.0
 
     def look(self, events: list[Event]) -> None:
-        """To be called with all events as they come."""
-        if not any(isinstance(event, Text) for event in events):
+        """To be called with all events as they come. A kept reply's tell nothing of the model's pace."""
+        if self._booking.origin == "cache" or not any(isinstance(event, Text) for event in events):
             return
         before_s, self._text_s = self._text_s, self._work.came_s
         if self._between is not None:

@@ -6,8 +6,11 @@ from __future__ import annotations
 from andthen.server.http import Exchange
 
 _MAX_AGE_S = 600
-_SHOWN = b"x-request-id, x-andthen-plan, x-andthen-ignored, x-should-retry, retry-after, server-timing"
-_TAKEN = b"authorization, content-type, x-api-key, x-selected-account-id"
+_SHOWN = (
+    b"x-request-id, x-andthen-plan, x-andthen-ignored, x-andthen-cache, idempotent-replayed, x-should-retry, "
+    b"retry-after, age, server-timing"
+)
+_TAKEN = b"authorization, content-type, idempotency-key, x-api-key, x-selected-account-id"
 
 
 class Cors:

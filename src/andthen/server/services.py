@@ -13,6 +13,7 @@ from andthen.catalog import Catalog
 from andthen.contract.limits import Limits
 from andthen.engine.client import EngineClient
 from andthen.metrics import ServerMetrics
+from andthen.server.recall import Cache
 from andthen.server.settings import ServerSettings
 
 
@@ -36,6 +37,7 @@ class Services:
     prices: PriceBook
     accounts: Accounts
     limiter: Limiter
+    cache: Cache | None
     metrics: ServerMetrics
     started_at: int
     """Unix time in seconds at which the server started, the same in all its workers."""

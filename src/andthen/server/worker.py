@@ -15,7 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -37,11 +37,14 @@ from andthen.books.settings import BooksSettings
 from andthen.books.store import open_store
 from andthen.books.watch import KeyWatch
 from andthen.books.writer import LedgerWriter
+from andthen.cache.memory import MemoryStore
+from andthen.cache.settings import CacheSettings
 from andthen.catalog import Catalog
 from andthen.contract.limits import Limits
 from andthen.engine.client import EngineClient
 from andthen.server.app import App
 from andthen.server.protocol import protocol_class
+from andthen.server.recall import Cache, Outcome
 from andthen.server.renewal import Offers
 from andthen.server.routes import Routes
 from andthen.server.services import Phase, Services
@@ -89,6 +92,7 @@ class WorkerBoot(Struct, frozen=True):
     started_at: int
     """Unix time in seconds at which the server started."""
     books: BooksSettings
+    cache: CacheSettings
     live: LiveSettings
 
 
@@ -114,6 +118,7 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
         async with (
             KeyWatch(store) as keys,
             _limiter(boot, measured) as limiter,
+            _cache(boot.cache, measured) as cache,
             EngineClient(boot.engine_path) as engine,
             Transport() as transport,
             LedgerWriter(store, _holder(boot.place), Path(boot.home), measured.note_ledger) as pen,
@@ -133,6 +138,7 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
                     prices=prices,
                     accounts=Accounts(pen, prices, _counting(engine)),
                     limiter=limiter,
+                    cache=cache,
                     metrics=measured,
                     started_at=boot.started_at,
                     phase=phase,
@@ -157,6 +163,25 @@ def _limiter(boot: WorkerBoot, measured: metrics.ServerMetrics) -> contextlib.Ab
             boot.books.redis, gone=boot.books.redis_gone, on_gone=measured.uncounted.labels(answer).inc
         )
     return HubLimiter(boot.hub_path) if boot.hub_path else contextlib.nullcontext(MemoryLimiter())
+
+
+@contextlib.asynccontextmanager
+async def _cache(settings: CacheSettings, measured: metrics.ServerMetrics) -> AsyncIterator[Cache | None]:
+    """Where replies are kept, if they are."""
+
+    def count(outcome: Outcome) -> None:
+        measured.cache_requests[outcome].inc()
+
+    if not settings.enabled:
+        yield None
+    elif settings.redis:
+        from andthen.cache.shared import SharedStore  # its client is an extra of the package
+
+        async with SharedStore(settings.redis, settings.keep_s) as shared:
+            yield Cache(settings, shared, count)
+    else:
+        memory = MemoryStore(settings.memory_bytes, settings.keep_s, measured.cache_bytes.set)
+        yield Cache(settings, memory, count)
 
 
 def _holder(place: str) -> str:

@@ -5,10 +5,12 @@ Filled in by the configuration; carried to the workers as JSON, secrets included
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any
 
+import msgspec
 from msgspec import Meta, Struct
 
 from andthen.vendors.rows import Profile, Resolved, resolved, vendors
@@ -92,6 +94,12 @@ class Remote(_Guarded, frozen=True, kw_only=True):
         if self.prefix:
             return vendors()[self.prefix].resolve(self.model or model, [self.over])
         return resolved(self.language, [self.over])
+
+    def identity(self, model: str = "") -> str:
+        """A digest of all that decides what its texts are: where it is, its own name, its headers, how it is spoken to
+        and what it takes. Not of its key."""
+        told = (self.address, self.model or model, self.headers, self.resolved(model))
+        return hashlib.sha256(msgspec.msgpack.encode(told)).hexdigest()
 
     def target(self, model: str = "", *, at_s: float) -> Target:
         """Whom a call at `at_s` (Unix time) is for."""
