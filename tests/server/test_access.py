@@ -138,6 +138,27 @@ def test_nobody_says_by_a_header_where_they_are(guarded: Running, keys: Keys, he
     assert (answer.status, answer.code) == (403, "permission_denied")
 
 
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, 200),
+        ({"host": "localhost:1"}, 200),
+        ({"host": "[::1]:1"}, 200),
+        ({"host": "rebound.example"}, 401),
+        ({"host": "[::1"}, 401),
+        ({"x_forwarded_for": "10.0.0.1"}, 401),
+        ({"forwarded": "for=10.0.0.1"}, 401),
+        ({"via": "1.1 proxy"}, 401),
+    ],
+)
+def test_a_loopback_address_spares_a_key_only_to_this_machine(
+    scripted: Running, headers: dict[str, str], status: int
+) -> None:
+    for path in ("/metrics", "/tokenizer_info"):
+        assert scripted.ask("GET", path, x_api_key=None, **headers).status == status
+        assert scripted.ask("GET", path, **headers).status == 200, "with a key it is taken anyway"
+
+
 def test_no_cache_on_the_way_keeps_what_a_key_was_told(guarded: Running, keys: Keys) -> None:
     for secret in (keys.ordinary, keys.admin, None):
         for asked, answer in ask_all(guarded, secret, *Access).items():

@@ -19,7 +19,7 @@ from andthen.contract.response import error_frame
 from andthen.metrics import TOKEN_KINDS
 from andthen.server import cors
 from andthen.server.access import check_address, check_kind, sent_secret
-from andthen.server.health import check_metrics_key, is_loopback
+from andthen.server.health import asked_here, check_metrics_key, is_loopback
 from andthen.server.http import ClientGone, Exchange, Receive, Send
 from andthen.server.routes import Access, Route, Routes, check_method
 from andthen.server.services import Services
@@ -124,7 +124,7 @@ class App:
         if route.access is Access.METRICS and self._services.settings.metrics_key is not None:
             check_metrics_key(self._services.settings, secret)
             return
-        if route.access not in (Access.KEY, Access.ADMIN) and self._loopback:
+        if route.access not in (Access.KEY, Access.ADMIN) and self._loopback and asked_here(exchange):
             return
         if secret is None:
             raise InvalidApiKey("No API key was sent: send it as the header `x-api-key` or as a bearer token.")
