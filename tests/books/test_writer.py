@@ -84,6 +84,15 @@ async def test_what_gathers_during_a_commit_is_one_commit(tmp_path: Path) -> Non
     assert [len(batch) for batch in store.taken] == [1, 19]
 
 
+async def test_what_one_turn_of_the_event_loop_puts_down_is_one_commit(tmp_path: Path) -> None:
+    store = Fake()
+    async with writing(store, tmp_path) as pen:
+        await pen.intend(intent("first"))
+        for turn in range(10):
+            await asyncio.gather(*(pen.intend(intent(f"{turn}-{number}")) for number in range(20)))
+    assert [len(batch) for batch in store.taken] == [1, *[20] * 10]
+
+
 async def test_a_request_is_refused_soon_where_the_database_is_gone_or_slow(tmp_path: Path) -> None:
     store = Fake()
     async with writing(store, tmp_path) as pen:

@@ -51,7 +51,7 @@ class LedgerStore(Protocol):
 
 
 class _Waiting:
-    """An entry and whoever waits for it."""
+    """An entry and whoever waits for it. All wait in one event loop."""
 
     __slots__ = ("entry", "future", "loop")
 
@@ -61,12 +61,13 @@ class _Waiting:
         self.future: asyncio.Future[Bounded | None] = loop.create_future()
 
     def answer(self, result: Bounded | None) -> None:
-        self._tell(self._set_result, result)
+        self._tell(self.set_result, result)
 
     def fail(self, error: BooksError) -> None:
         self._tell(self._set_exception, error)
 
-    def _set_result(self, result: Bounded | None) -> None:
+    def set_result(self, result: Bounded | None) -> None:
+        """In the event loop."""
         if not self.future.done():
             self.future.set_result(result)
 
@@ -77,6 +78,17 @@ class _Waiting:
     def _tell(self, tell: Callable[[_Told], None], what: _Told) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             self.loop.call_soon_threadsafe(tell, what)
+
+
+def _answer(taken: list[_Waiting], results: list[Bounded | None]) -> None:
+    """Tells all at once: each call would wake the event loop."""
+
+    def tell() -> None:
+        for waiting, result in zip(taken, results, strict=True):
+            waiting.set_result(result)
+
+    with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+        taken[0].loop.call_soon_threadsafe(tell)
 
 
 class LedgerWriter:
@@ -99,6 +111,9 @@ class LedgerWriter:
         self._taken: list[_Waiting] = []
         """What the database is writing."""
         self._woken = threading.Condition()
+        self._calling = False
+        """The event loop is about to call the thread."""
+        self._called = False
         self._stopping = False
         self._over = False
         self._healthy = True
@@ -158,10 +173,20 @@ class LedgerWriter:
         waiting = _Waiting(entry, asyncio.get_running_loop())
         with self._woken:
             self._waiting[waiting] = None
-            self._woken.notify()
+        if not self._calling:
+            self._calling = True
+            waiting.loop.call_soon(self._call)
         if self._over:  # a request that has outlived the server: the process ends any moment
             self._set_aside()
         return waiting
+
+    def _call(self) -> None:
+        """Has the thread write what a turn of the event loop has put down. A call for each entry would make many small
+        commits of it, and have two threads fight for the interpreter."""
+        self._calling = False
+        with self._woken:
+            self._called = True
+            self._woken.notify()
 
     def _on_overdue(self, waiting: _Waiting) -> None:
         if not waiting.future.done():
@@ -182,13 +207,14 @@ class LedgerWriter:
         renew_at_s = 0.0
         while True:
             with self._woken:
-                self._woken.wait_for(lambda: self._waiting or self._stopping, max(0.0, renew_at_s - time.monotonic()))
+                self._woken.wait_for(lambda: self._called or self._stopping, max(0.0, renew_at_s - time.monotonic()))
                 if self._stopping and not self._waiting:
                     break
             if time.monotonic() >= renew_at_s:  # the first time too: nothing is to be written without a lease
                 renew_at_s = time.monotonic() + _RENEW_S
                 self._keep_house()
             with self._woken:
+                self._called = False
                 self._taken, self._waiting = list(self._waiting), {}
                 taken = self._taken
             if taken:
@@ -210,8 +236,7 @@ class LedgerWriter:
                 self._refuse(taken[0], error)
         else:
             self._note(True)
-            for waiting, result in zip(taken, results, strict=True):
-                waiting.answer(result)
+            _answer(taken, results)
 
     def _refuse(self, waiting: _Waiting, error: Exception) -> None:
         """No try will write it."""
