@@ -161,7 +161,8 @@ def one_machine(folder: Path, settings: str = PRICES) -> Iterator[Site]:
 @contextmanager
 def two_replicas(folder: Path, postgres: str, redis: str, settings: str = PRICES) -> Iterator[Site]:
     open_store(postgres, migrate=True).close()
-    settings += f'[books]\ndatabase = "{postgres}"\nredis = "{redis}"\n'
+    # Tests also crash PostgreSQL, which is what a commit waits for the disk for.
+    settings += f'[books]\ndatabase = "{postgres}"\nredis = "{redis}"\ndurability = "power"\n'
     homes = [folder / "one", folder / "two"]
     replicas = [Replica(home, settings, workers) for workers, home in enumerate(homes, start=1)]
     with site(Books(postgres), replicas) as made:
