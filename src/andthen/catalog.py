@@ -117,6 +117,11 @@ class Catalog:
             return name
         return f"{parse_name(name).vendor}/*"
 
+    def asked_label(self, name: str) -> str:
+        """The same of a name that a caller gave, which may stand for several. Raises as `find` does."""
+        whole = str(parse_name(name))
+        return whole if whole in self.upstream.routes else self.label(self.find(name))
+
     def _remote_deployment(self, name: str) -> Deployment | None:
         if (known := self._remote.get(name) or self._unlisted.get(name)) is not None:
             return known
@@ -139,4 +144,7 @@ class Catalog:
             remote, model, resolved.wire(), transport=self._transport, settings=self.upstream.settings
         )
         abilities = resolved.abilities(name, self._limits)
-        return Deployment(name, abilities, source, cools=True, identity=remote.identity(model))
+        return Deployment(
+            name, abilities, source, cools=True, identity=remote.identity(model), provider=remote.provider,
+            address=remote.address,
+        )  # fmt: skip

@@ -129,12 +129,14 @@ class RemoteAttempt:
             call = source.wire.encode(part.request, target, streams=part.streams)
             reply = source.transport.perform(call, self._access(), source.remote.vendor)
             began_s = time.monotonic()
+            code = ""
             try:
                 async with aclosing(self._exchange(part, call, target, reply)) as exchange:
                     async for events in exchange:
                         yield events
                 break
             except AndthenError as error:
+                code = error.code
                 wait_s = self._wait_s(part, reply, error, tried)
                 if wait_s is None:
                     self._spread.fail(part)
@@ -144,7 +146,7 @@ class RemoteAttempt:
                 if _may_be_billed(reply):
                     self._spread.begin(part)
                     usage = self._spread.usage_of(part)
-                self.exchanges.append(Exchange(reply.status, usage, time.monotonic() - began_s))
+                self.exchanges.append(Exchange(reply.status, usage, time.monotonic() - began_s, began_s, code))
             tried += 1
             await asyncio.sleep(wait_s)
         if len(self._spread.parts) == 1:

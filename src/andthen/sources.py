@@ -102,6 +102,10 @@ class Deployment(Struct, frozen=True):
     """After failures it is left in peace for a while."""
     identity: str = ""
     """Another one stands for other texts under the same name: another file, address or dialect."""
+    provider: str = "andthen"
+    """Who answers, as OpenTelemetry's conventions for generative AI name providers."""
+    address: str = ""
+    """The base of a server's URLs; empty of the embedded engine."""
 
 
 class Local:

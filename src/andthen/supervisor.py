@@ -312,6 +312,7 @@ class _Supervisor:
             started_at=self._started_at,
             books=self._config.books,
             cache=self._config.cache,
+            telemetry=self._config.telemetry,
             live=live_settings(self._config),
         )
 

@@ -23,12 +23,14 @@ from andthen.config.environment import FILE_SUFFIX, Environment
 from andthen.config.file import FILE_NAME, FILE_VARIABLE, SettingsFile
 from andthen.config.local_models import HOUSE_MODEL, local_models
 from andthen.config.prices import prices
+from andthen.config.telemetry import checked_telemetry
 from andthen.config.upstream import upstream
 from andthen.config.values import PREFIX, ConfigError, checked, describe, near, setting_types, variable_name
 from andthen.contract.request import Limits
 from andthen.engine.settings import EngineSettings
 from andthen.logs import LogSettings
 from andthen.server.settings import ServerSettings
+from andthen.telemetry.settings import TelemetrySettings
 from andthen.vendors.settings import Upstream, UpstreamSettings
 
 __all__ = [
@@ -46,6 +48,7 @@ SECTIONS: dict[str, type[Struct]] = {
     "books": BooksSettings,
     "cache": CacheSettings,
     "logs": LogSettings,
+    "telemetry": TelemetrySettings,
 }
 _TABLES = ("models", "vendors", "prices")
 """What holds tables by name."""
@@ -66,6 +69,7 @@ class Config(Struct, frozen=True, kw_only=True):
     books: BooksSettings
     cache: CacheSettings
     logs: LogSettings
+    telemetry: TelemetrySettings
 
     @property
     def database(self) -> str:
@@ -117,6 +121,7 @@ def load(
         books=checked_books(typing.cast("BooksSettings", sections["books"]), settings),
         cache=checked_cache(typing.cast("CacheSettings", sections["cache"]), settings),
         logs=typing.cast("LogSettings", sections["logs"]),
+        telemetry=checked_telemetry(typing.cast("TelemetrySettings", sections["telemetry"]), settings),
     )
 
 

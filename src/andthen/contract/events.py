@@ -99,6 +99,10 @@ class Exchange(Struct, frozen=True):
     """HTTP's, 200 for a reply; 0 where none began."""
     usage: Usage
     took_s: float
+    began_s: float = 0.0
+    """When, by `time.monotonic`."""
+    code: str = ""
+    """Of the error that it ended with."""
 
 
 _TRUST: tuple[Counted, ...] = ("vendor", "counted", "estimated")

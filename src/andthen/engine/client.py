@@ -214,8 +214,10 @@ class Job:
         """The job itself, once its usage is known."""
         if self.usage is None:
             return ()
-        took_s = 0.0 if self.began_s is None else time.monotonic() - self.began_s
-        return (Exchange(200 if self._error is None else self._error.status, self.usage, took_s),)
+        now_s = time.monotonic()
+        began_s = now_s if self.began_s is None else self.began_s
+        status, code = (200, "") if self._error is None else (self._error.status, self._error.code)
+        return (Exchange(status, self.usage, now_s - began_s, began_s, code),)
 
     def __aiter__(self) -> Self:
         return self

@@ -21,8 +21,10 @@ from andthen.server import cors
 from andthen.server.access import check_address, check_kind, sent_secret
 from andthen.server.health import asked_here, check_metrics_key, is_loopback
 from andthen.server.http import ClientGone, Exchange, Receive, Send
+from andthen.server.noting import ending
 from andthen.server.routes import Access, Route, Routes, check_method
 from andthen.server.services import Services
+from andthen.telemetry.notes import Note
 
 CLIENT_GONE_STATUS = 499
 """In logs and metrics only: the client went away before its reply was complete."""
@@ -161,6 +163,8 @@ class App:
                 for kind, counter, tokens in zip(TOKEN_KINDS, measured.tokens, exchange.usage, strict=True):
                     counter.inc(tokens)
                     told[f"{kind}_tokens"] = tokens
+        if self._services.telemetry is not None and exchange.key is not None and exchange.route == "completions":
+            self._services.telemetry.tell(exchange.note or Note(), ending(exchange, status, took_s))
         if not self._services.settings.access_log:
             return
         for name in ("code", "key_id", "account", "model"):

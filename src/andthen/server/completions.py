@@ -21,9 +21,11 @@ from andthen.contract.response import COMMENT, DONE, Completion, Head, Stream
 from andthen.server.access import allows_model, check_max_tokens, check_model
 from andthen.server.booking import Booking
 from andthen.server.http import JSON, Exchange, Headers
+from andthen.server.noting import note_work
 from andthen.server.recall import Recall
 from andthen.server.services import Services
 from andthen.server.settings import ServerSettings
+from andthen.telemetry.notes import Note
 
 _FAIL_ON_DONE = (b"SGPClient/", b"AsyncSGPClient/")
 """How the User-Agent of clients begins that take `[DONE]` for a broken chunk (run, scale-gp 0.1.0a62 and
@@ -56,6 +58,8 @@ async def _complete(services: Services, exchange: Exchange, booking: Booking) ->
         exchange.reply_headers.append((b"x-andthen-ignored", ignored))
     services.catalog.find(request.model)
     booking.name(request.model)
+    if services.telemetry is not None:
+        exchange.note = Note(request=request, asked=services.catalog.asked_label(request.model))
     check_model(exchange.key, request.model)
     check_max_tokens(exchange.key, request.max_tokens)
     await booking.admit(request)
@@ -86,6 +90,8 @@ def _measure(services: Services, exchange: Exchange, work: Work) -> None:
     if work.began_s is not None:
         measured = services.metrics.model(services.catalog.label(work.deployment))
         measured.queue_seconds.observe(work.began_s - exchange.started_s)
+    if exchange.note is not None:
+        note_work(exchange.note, work, services.catalog)
 
 
 async def _whole(
@@ -152,6 +158,8 @@ class _Clock:
 
     def look(self, events: list[Event]) -> None:
         """To be called with all events as they come. A kept reply's tell nothing of the model's pace."""
+        if (note := self._exchange.note) is not None:
+            note.look(events)
         if self._booking.origin == "cache" or not any(isinstance(event, Text) for event in events):
             return
         before_s, self._text_s = self._text_s, self._work.came_s
@@ -159,6 +167,8 @@ class _Clock:
             self._between.observe(self._text_s - before_s)
             return
         self.first_text_s = self._booking.first_text_s = self._text_s - self._exchange.started_s
+        if note is not None:
+            note.first_text_s = self.first_text_s
         measured = self._services.metrics.model(self._services.catalog.label(self._work.deployment))
         measured.first_text_seconds.observe(self.first_text_s)
         self._between = measured.between_texts_seconds

@@ -26,6 +26,7 @@ from andthen.contract.errors import (
 from andthen.contract.response import error_body
 from andthen.server.protocol import SCOPE_KEY, Link
 from andthen.server.settings import ServerSettings
+from andthen.telemetry.notes import Note
 
 Headers = list[tuple[bytes, bytes]]
 Message = dict[str, Any]
@@ -67,6 +68,7 @@ class Exchange:
         "link",
         "method",
         "model",
+        "note",
         "path",
         "query",
         "reply_headers",
@@ -113,6 +115,8 @@ class Exchange:
         """The reply is a stream of events, in which an error may stand."""
         self.usage: tuple[int, int, int] | None = None
         """Prompt, cached and completion tokens, once they are known."""
+        self.note: Note | None = None
+        """What telemetry is told of a completion, where there is telemetry."""
         self.reply_headers: Headers = []
         """What any reply to this request carries, an error too."""
 

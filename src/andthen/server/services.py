@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from andthen.accounts import Accounts
 from andthen.books.limits import Limiter
@@ -15,6 +16,9 @@ from andthen.engine.client import EngineClient
 from andthen.metrics import ServerMetrics
 from andthen.server.recall import Cache
 from andthen.server.settings import ServerSettings
+
+if TYPE_CHECKING:
+    from andthen.telemetry.otel import Telemetry
 
 
 @dataclass
@@ -39,6 +43,8 @@ class Services:
     limiter: Limiter
     cache: Cache | None
     metrics: ServerMetrics
+    telemetry: Telemetry | None
+    """None where none is wanted."""
     started_at: int
     """Unix time in seconds at which the server started, the same in all its workers."""
     phase: Phase = field(default_factory=Phase)

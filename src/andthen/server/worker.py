@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
@@ -50,8 +51,12 @@ from andthen.server.routes import Routes
 from andthen.server.services import Phase, Services
 from andthen.server.settings import ServerSettings
 from andthen.sources import Local
+from andthen.telemetry.settings import TelemetrySettings
 from andthen.transport import Transport
 from andthen.vendors.settings import Upstream
+
+if TYPE_CHECKING:
+    from andthen.telemetry.otel import Telemetry
 
 COMMAND = (sys.executable, "-m", "andthen.server.worker")
 
@@ -93,6 +98,7 @@ class WorkerBoot(Struct, frozen=True):
     """Unix time in seconds at which the server started."""
     books: BooksSettings
     cache: CacheSettings
+    telemetry: TelemetrySettings
     live: LiveSettings
 
 
@@ -123,6 +129,7 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
             Transport() as transport,
             LedgerWriter(store, _holder(boot.place), Path(boot.home), measured.note_ledger) as pen,
             Retention(store, boot.books),
+            _telemetry(boot) as telemetry,
         ):
             phase = Phase()
 
@@ -140,6 +147,7 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
                     limiter=limiter,
                     cache=cache,
                     metrics=measured,
+                    telemetry=telemetry,
                     started_at=boot.started_at,
                     phase=phase,
                 )
@@ -182,6 +190,15 @@ async def _cache(settings: CacheSettings, measured: metrics.ServerMetrics) -> As
     else:
         memory = MemoryStore(settings.memory_bytes, settings.keep_s, measured.cache_bytes.set)
         yield Cache(settings, memory, count)
+
+
+def _telemetry(boot: WorkerBoot) -> contextlib.AbstractAsyncContextManager[Telemetry | None]:
+    """What tells a collector, where one is set."""
+    if not boot.telemetry.endpoint:
+        return contextlib.nullcontext()
+    from andthen.telemetry.otel import Telemetry  # its packages are an extra
+
+    return Telemetry(boot.telemetry, boot.place)
 
 
 def _holder(place: str) -> str:

@@ -50,6 +50,8 @@ class VendorRow(Profile, frozen=True, kw_only=True, forbid_unknown_fields=True):
     address: str
     """The base of its URLs; empty where only the operator can know it. `{NAME}` is an environment variable."""
     language: str
+    provider: str = ""
+    """What OpenTelemetry's conventions for generative AI call it (`gen_ai.provider.name`), where not by the prefix."""
     key_variable: str = ""
     """The environment variable that holds its key; its presence switches the vendor on. Where a key has several parts,
     their variables with blanks between, `NAME?` for one that may be absent; the parts reach the wire joined by

@@ -101,6 +101,11 @@ class Remote(_Guarded, frozen=True, kw_only=True):
         told = (self.address, self.model or model, self.headers, self.resolved(model))
         return hashlib.sha256(msgspec.msgpack.encode(told)).hexdigest()
 
+    @property
+    def provider(self) -> str:
+        """Who answers, as OpenTelemetry's conventions for generative AI name providers: by the row, else as set."""
+        return (vendors()[self.prefix].provider or self.prefix) if self.prefix else self.vendor
+
     def target(self, model: str = "", *, at_s: float) -> Target:
         """Whom a call at `at_s` (Unix time) is for."""
         return Target(
