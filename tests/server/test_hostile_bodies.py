@@ -96,12 +96,13 @@ def forget_the_most(server: Running) -> None:
 KINDS = {(kind.status, kind.code) for kind in tree()}
 
 
+@pytest.mark.parametrize("path", [COMPLETIONS, "/tokenize", "/detokenize"])
 @pytest.mark.parametrize("name", BODIES)
-def test_a_body_of_a_completion(server: Running, name: str) -> None:
+def test_a_body(server: Running, name: str, path: str) -> None:
     body = BODIES[name]
     forget_the_most(server)
     before, began_s = memory(server, "VmRSS"), time.monotonic()
-    answer = server.ask("POST", COMPLETIONS, body)
+    answer = server.ask("POST", path, body)
     assert time.monotonic() - began_s < SOON_S
     assert memory(server, "VmHWM") - before < GROWTH_BYTES * len(body) + 8 * MIB
     if answer.status != 200:
