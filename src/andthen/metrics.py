@@ -245,6 +245,13 @@ class ModelMetrics(NamedTuple):
     between_texts_seconds: Histogram
     overhead_seconds: Histogram
 
+    def count_tokens(self, usage: tuple[int, ...]) -> None:
+        """Args:
+        usage: tokens of each of `TOKEN_KINDS`.
+        """
+        for counter, tokens in zip(self.tokens, usage, strict=True):
+            counter.inc(tokens)
+
 
 class SupervisorMetrics:
     """What the supervising process measures."""

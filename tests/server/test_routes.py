@@ -181,11 +181,6 @@ def test_tokenizer(scripted: Running, root: str) -> None:
     assert scripted.ask("POST", f"{root}/tokenize", {"prompt": 1}).json["error"]["param"] == "prompt"
 
 
-def test_idempotency_keys_are_refused_and_not_ignored(scripted: Running) -> None:
-    answer = scripted.ask("POST", COMPLETIONS[0], GOOD, idempotency_key="once")
-    assert (answer.status, answer.code) == (400, "unsupported_parameter")
-
-
 def test_ignored_fields_are_named_without_harm(scripted: Running) -> None:
     answer = scripted.ask("POST", COMPLETIONS[0], GOOD | {"a\r\nset-cookie: x": 1, "ü": 2})
     assert answer.status == 200

@@ -14,6 +14,7 @@ AndthenError
 │   ├── MethodNotAllowed            405  … / method_not_allowed
 │   ├── RequestTimeout              408  … / request_timeout, to be retried
 │   ├── Conflict                    409  … / conflict
+│   │   └── IdempotencyConflict     409  conflict / idempotency_conflict
 │   ├── PayloadTooLarge             413  … / payload_too_large
 │   ├── UnsupportedMediaType        415  … / unsupported_media_type
 │   ├── RateLimited                 429  rate_limit_error / rate_limit_exceeded, to be retried
@@ -160,6 +161,13 @@ class Conflict(CallerError):
 
     status = 409
     code = "conflict"
+
+
+class IdempotencyConflict(Conflict):
+    """The `Idempotency-Key` is that of another request."""
+
+    type = "conflict"
+    code = "idempotency_conflict"
 
 
 class PayloadTooLarge(CallerError):

@@ -175,6 +175,15 @@ def _paths() -> Json:
     return paths
 
 
+_IDEMPOTENCY_KEY: Json = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "description": "Of one's own choice, a UUID say. The work goes on when the client leaves, and the same request "
+    "with it gets the same reply, billed once.",
+    "schema": {"type": "string", "pattern": "^[!-~]([ -~]{0,253}[!-~])?$"},
+}
+
+
 def _complete(path: str) -> Json:
     done = json_reply(
         "CompletionReply", "The choices; with `stream: true` server-sent events, each a `CompletionChunk`."
@@ -189,10 +198,12 @@ def _complete(path: str) -> Json:
             "`bypass`, it was not looked for."
         ),
     }
+    done["headers"]["idempotent-replayed"] = _header("`true`: the reply was made for an earlier request.")
     refusals = (
         *WITH_BODY,
         errors.UnsupportedParameter,
         errors.ContextLengthExceeded,
+        errors.IdempotencyConflict,
         *WITH_KEY,
         errors.ModelNotAllowed,
         errors.ModelNotFound,
@@ -201,6 +212,7 @@ def _complete(path: str) -> Json:
     made = operation(_name("complete", path), "Complete a text", done, refusals, body="CompletionRequest")
     content = made["requestBody"]["content"]["application/json"]
     content["examples"] = {name: {"value": body} for name, body in _EXAMPLES.items()}
+    made["parameters"] = [_IDEMPOTENCY_KEY]
     return made
 
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import structlog
 
-from andthen.contract.errors import AndthenError, InternalError, InvalidApiKey, ShuttingDown
-from andthen.contract.response import error_frame
+from andthen.contract.errors import InvalidApiKey
 from andthen.metrics import TOKEN_KINDS
 from andthen.server import cors
 from andthen.server.access import check_address, check_kind, sent_secret
+from andthen.server.answering import answer, shutting_down
 from andthen.server.health import asked_here, check_metrics_key, is_loopback
 from andthen.server.http import ClientGone, Exchange, Receive, Send
 from andthen.server.noting import ending
@@ -54,42 +54,23 @@ class App:
     def stop(self) -> None:
         """Ends what runs, each with an error that says why; what is asked from now on likewise."""
         self._services.phase.stopping = True
-        for task in self._running:
+        for task in (*self._running, *self._services.phase.detached):
             task.cancel()
+
+    async def finish(self) -> None:
+        """Until what runs without its client has ended."""
+        while detached := self._services.phase.detached:
+            await asyncio.wait(detached)
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         """One request."""
         exchange = Exchange(scope, receive, send, self._services.settings)
         try:
-            await self._answer(exchange)
+            await answer(self._services, exchange, self._handle)
         except ClientGone:
             exchange.status = CLIENT_GONE_STATUS
         finally:
             self._tell(exchange)
-
-    async def _answer(self, exchange: Exchange) -> None:
-        error: AndthenError
-        try:
-            await self._handle(exchange)
-            return
-        except AndthenError as told:
-            error = told
-        except asyncio.CancelledError:
-            if exchange.link.gone:
-                raise ClientGone from None
-            if not self._services.stopping:
-                raise
-            error = _shutting_down()
-        except ClientGone:
-            raise
-        except Exception:
-            _LOG.exception("request_failed", request=exchange.id, route=exchange.route)
-            error = InternalError("Something went wrong here: send the request again. The log has the cause.")
-        exchange.code = error.code
-        if exchange.status is None:
-            await exchange.fail(error)
-        else:
-            await exchange.break_off(error_frame(error) if exchange.streams else b"")
 
     async def _handle(self, exchange: Exchange) -> None:
         """Finds the handler and runs it, until it is done or the client has gone or the server stops."""
@@ -105,7 +86,7 @@ class App:
         check_method(route, exchange.method)
         task = asyncio.current_task()
         if task is None or self._services.stopping:
-            raise _shutting_down()
+            raise shutting_down()
         self._running.add(task)
         self._services.metrics.open_requests.inc()
         exchange.link.on_gone = task.cancel
@@ -160,9 +141,8 @@ class App:
             if exchange.source_s is not None:
                 measured.overhead_seconds.observe(max(0.0, took_s - exchange.source_s - exchange.client_s))
             if exchange.usage is not None:
-                for kind, counter, tokens in zip(TOKEN_KINDS, measured.tokens, exchange.usage, strict=True):
-                    counter.inc(tokens)
-                    told[f"{kind}_tokens"] = tokens
+                measured.count_tokens(exchange.usage)
+                told |= {f"{kind}_tokens": tokens for kind, tokens in zip(TOKEN_KINDS, exchange.usage, strict=True)}
         if self._services.telemetry is not None and exchange.key is not None and exchange.route == "completions":
             self._services.telemetry.tell(exchange.note or Note(), ending(exchange, status, took_s))
         if not self._services.settings.access_log:
@@ -172,7 +152,3 @@ class App:
                 told[name] = value
         log = _LOG.debug if exchange.chatty else _LOG.info
         log("request", request=exchange.id, route=exchange.route, status=status, ms=round(1000 * took_s, 1), **told)
-
-
-def _shutting_down() -> ShuttingDown:
-    return ShuttingDown("The server is stopping: send the request again.")

@@ -30,6 +30,8 @@ class Booking:
         self.first_text_s: float | None = None
         """Seconds from the request's headers to its first text."""
         self.origin: Origin = "model"
+        self.waits = False
+        """A reply without error is not settled yet: it is to be kept first."""
         if exchange.key is not None:
             self._account = services.accounts.open(exchange.key, exchange.id, exchange.account or "")
 
@@ -80,8 +82,16 @@ class Booking:
         if self._account is not None:
             await self._account.hold(request, work)
 
+    @property
+    def has_cost(self) -> bool:
+        """Something was processed for it, by what is known so far."""
+        usage = None if self._work is None else self._work.usage
+        return usage is not None and usage.prompt_tokens + usage.completion_tokens > 0
+
     async def settle(self, error: BaseException | None = None) -> None:
         """Writes down how it ended. Only the first call counts; one that is cancelled counts too."""
+        if self.waits and error is None:
+            return
         try:
             await self._give_back()
         finally:

@@ -14,13 +14,13 @@ from urllib.parse import quote
 from prometheus_client import Histogram
 
 from andthen.complete import Work, prepare
-from andthen.contract.errors import UnsupportedParameter
 from andthen.contract.events import Event, Text
 from andthen.contract.request import CompletionRequest, parse
 from andthen.contract.response import COMMENT, DONE, Completion, Head, Stream
 from andthen.server.access import allows_model, check_max_tokens, check_model
 from andthen.server.booking import Booking
 from andthen.server.http import JSON, Exchange, Headers
+from andthen.server.idempotency import complete_once, idempotency_key
 from andthen.server.noting import note_work
 from andthen.server.recall import Recall
 from andthen.server.services import Services
@@ -37,7 +37,13 @@ _IGNORED_BYTES = 1024
 
 async def complete(services: Services, exchange: Exchange) -> None:
     """Answers with a completion, whole or as a stream. Its last byte goes out after it is settled in the books."""
-    booking = Booking(services, exchange)
+    if (key := idempotency_key(exchange)) is None:
+        await _run(services, exchange, Booking(services, exchange))
+    else:
+        await complete_once(services, exchange, key, _run)
+
+
+async def _run(services: Services, exchange: Exchange, booking: Booking) -> None:
     try:
         await _complete(services, exchange, booking)
     except BaseException as error:
@@ -47,11 +53,6 @@ async def complete(services: Services, exchange: Exchange) -> None:
 
 async def _complete(services: Services, exchange: Exchange, booking: Booking) -> None:
     body = await exchange.body()
-    if exchange.header(b"idempotency-key") is not None:
-        raise UnsupportedParameter(
-            "`Idempotency-Key` is not supported: leave the header out; the same request then runs again.",
-            param="Idempotency-Key",
-        )
     request = parse(body, services.limits)
     booking.note(request)
     if ignored := _ignored(request.ignored):

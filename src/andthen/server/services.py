@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from andthen.accounts import Accounts
 from andthen.books.limits import Limiter
 from andthen.books.prices import PriceBook
+from andthen.books.replies import KeptReplies
 from andthen.books.store import Store
 from andthen.books.watch import KeyWatch
 from andthen.catalog import Catalog
@@ -26,6 +29,8 @@ class Phase:
     """What is the same for all requests of a worker, under whatever settings they began."""
 
     stopping: bool = False
+    detached: set[asyncio.Task[None]] = field(default_factory=set)
+    """What goes on without its client."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Services:
     accounts: Accounts
     limiter: Limiter
     cache: Cache | None
+    replies: KeptReplies
     metrics: ServerMetrics
     telemetry: Telemetry | None
     """None where none is wanted."""
@@ -53,3 +59,9 @@ class Services:
     def stopping(self) -> bool:
         """No request is begun any more, and those that run are ended."""
         return self.phase.stopping
+
+    def detach(self, work: Coroutine[Any, Any, None]) -> None:
+        """Goes on with it whether its client stays or not, until the server stops."""
+        task = asyncio.create_task(work)
+        self.phase.detached.add(task)
+        task.add_done_callback(self.phase.detached.discard)

@@ -33,6 +33,7 @@ from andthen.books.limits import Limiter
 from andthen.books.memory import MemoryLimiter
 from andthen.books.price_table import price_book
 from andthen.books.prices import Prices
+from andthen.books.replies import KeptReplies
 from andthen.books.retention import Retention
 from andthen.books.settings import BooksSettings
 from andthen.books.store import open_store
@@ -129,6 +130,7 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
             Transport() as transport,
             LedgerWriter(store, _holder(boot.place), Path(boot.home), measured.note_ledger) as pen,
             Retention(store, boot.books),
+            KeptReplies(store, pen.holder, boot.books) as replies,
             _telemetry(boot) as telemetry,
         ):
             phase = Phase()
@@ -146,6 +148,7 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
                     accounts=Accounts(pen, prices, _counting(engine)),
                     limiter=limiter,
                     cache=cache,
+                    replies=replies,
                     metrics=measured,
                     telemetry=telemetry,
                     started_at=boot.started_at,
@@ -299,6 +302,7 @@ async def _serve_http(boot: WorkerBoot, front: _Front, stop: asyncio.Event, on_s
     bound = asyncio.get_running_loop().call_later(front.drain_s, front.app.stop)
     try:
         await serving
+        await front.app.finish()
     finally:
         bound.cancel()
         stopping.cancel()

@@ -105,10 +105,21 @@ def errors() -> None:
     assert refused(openai.BadRequestError, temperature=3).param == "temperature"
     assert refused(openai.BadRequestError, max_tokens=10**6).code == "context_length_exceeded"
     assert refused(openai.BadRequestError, stop=[str(i) for i in range(5)]).param == "stop"
-    unsupported = refused(openai.BadRequestError, extra_headers={"Idempotency-Key": "once"})
-    assert unsupported.code == "unsupported_parameter"
     assert refused(openai.NotFoundError, model="local/no-such-model").code == "model_not_found"
     assert refused(openai.AuthenticationError, by=OpenAI(api_key="no-such-key")).code == "invalid_api_key"
+
+
+def once() -> None:
+    def ask(**fields: object):
+        return complete(max_tokens=8, extra_headers={"Idempotency-Key": "once"}, **fields)
+
+    assert ask().model_dump() == ask().model_dump()
+    try:
+        ask(n=2)
+    except openai.ConflictError as error:
+        assert error.code == "idempotency_conflict"
+    else:
+        raise AssertionError("another body under the same Idempotency-Key")
 
 
 def models() -> None:
@@ -117,5 +128,5 @@ def models() -> None:
     assert client.models.retrieve(MODEL).id == MODEL
 
 
-for check in (plain_and_streamed, logprobs, echo, several, stops, errors, models):
+for check in (plain_and_streamed, logprobs, echo, several, stops, errors, once, models):
     check()
