@@ -177,6 +177,17 @@ def test_a_completion_of_the_engine_is_a_span_with_its_job_below(server: Running
     assert "server.address" not in attributes(job.attributes)
 
 
+def test_a_completion_under_an_idempotency_key_is_told_once_and_its_repetition_without_work(
+    server: Running, collector: Collector
+) -> None:
+    body = {"model": "local/count", "prompt": "go", "max_tokens": 3}
+    first, again = (server.ask("POST", COMPLETIONS, body, idempotency_key="once").headers for _ in range(2))
+    span, _ = collector.trace(first["x-request-id"], below=1)
+    assert attributes(span.attributes)["gen_ai.usage.output_tokens"] == 3
+    span, _ = collector.trace(again["x-request-id"])
+    assert "gen_ai.usage.output_tokens" not in attributes(span.attributes)
+
+
 @pytest.mark.parametrize(
     "traceparent",
     [

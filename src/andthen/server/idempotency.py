@@ -64,7 +64,7 @@ async def complete_once(services: Services, exchange: Exchange, key: str, run: R
         finally:
             made.has_client = False
             exchange.model, exchange.code = inner.model, inner.code
-            exchange.usage, exchange.source_s = inner.usage, inner.source_s
+            exchange.usage, exchange.source_s, exchange.note = inner.usage, inner.source_s, inner.note
 
 
 async def _claim_or_replay(
