@@ -121,9 +121,18 @@ def test_what_a_dead_process_left_open_is_given_back_and_what_a_living_one_has_i
     store.renew("dead", 0.0)
     store.renew("alive", 60.0)
     time.sleep(0.01)
-    assert store.release_lost() == 1
-    assert store.release_lost() == 0
+    assert set(store.leases()) == {"dead", "alive"}
+    assert store.release_lost(["alive"]) == 0
+    assert store.release_lost(["alive", "dead"]) == 1
+    assert store.release_lost(["alive", "dead"]) == 0
+    assert set(store.leases()) == {"alive"}
     assert store.spent("key_a", [TOTAL]) == [Spent(0, 200, 0, 100)]
+
+
+def test_who_never_said_to_live_has_no_lease(store: SqlStore) -> None:
+    store.record([intent(1, holder="unheard")])
+    assert store.leases() == {"unheard": 0}
+    assert store.release_lost(["unheard"]) == 1
 
 
 def test_many_writers_never_pass_a_budget_and_leave_none_of_it_unused(place: str | Path) -> None:
@@ -165,7 +174,7 @@ def test_what_was_given_up_for_lost_is_settled_after_all_when_its_process_comes_
     one = intent(1, budgets=(TOTAL,))
     store.record([one])
     store.renew("here", -1)
-    assert store.release_lost() == 1
+    assert store.release_lost(["here"]) == 1
     store.record([settled(one)])
     store.record([settled(one)])
     assert store.spent("key_a", [TOTAL]) == [Spent(30, 0, 15, 0)]
@@ -208,4 +217,4 @@ def test_a_lease_runs_by_the_databases_clock_where_several_machines_share_it(
         store.record([intent(1)])
         store.renew("here", 20.0)
         monkeypatch.setattr(ledger, "now_ms", lambda: NOON_MS * 2)
-        assert store.release_lost() == 0
+        assert store.release_lost(["here"]) == 0

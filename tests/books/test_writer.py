@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -15,7 +15,8 @@ import pytest
 from andthen.books import writer
 from andthen.books.ledger import Bounded, Intent, Settlement
 from andthen.books.policy import Budget
-from andthen.books.store import StoreUnavailable, open_sqlite
+from andthen.books.store import StoreUnavailable, ledger, open_sqlite
+from andthen.books.store.database import now_ms
 from andthen.books.store.spending import Spent
 from andthen.books.writer import LedgerStore, LedgerWriter
 from tests.books.test_ledger import intent, settled
@@ -29,7 +30,7 @@ class Fake:
     def __init__(self) -> None:
         self.taken: list[list[Intent | Settlement]] = []
         self.mood: Callable[[], object] = lambda: None
-        self.leases: list[float] = []
+        self.renewals: list[float] = []
 
     def record(self, entries: Sequence[Intent | Settlement]) -> list[Bounded | None]:
         self.mood()
@@ -38,9 +39,12 @@ class Fake:
 
     def renew(self, holder: str, lease_s: float) -> None:
         self.mood()
-        self.leases.append(lease_s)
+        self.renewals.append(lease_s)
 
-    def release_lost(self) -> int:
+    def leases(self) -> dict[str, int]:
+        return {}
+
+    def release_lost(self, holders: Collection[str]) -> int:
         return 0
 
 
@@ -103,9 +107,12 @@ async def test_a_request_is_refused_soon_where_the_database_is_gone_or_slow(tmp_
         assert not pen.healthy
         store.mood = lambda: time.sleep(2.5)
         started_s = time.monotonic()
-        with pytest.raises(StoreUnavailable, match="too long"):
+        with pytest.raises(StoreUnavailable, match="taken nothing for 2 s"):
             await pen.intend(intent(2))
         assert time.monotonic() - started_s < 2.4
+        await asyncio.sleep(1)
+        assert store.taken
+        assert not pen.healthy, "what it takes so late is no sign of health"
         store.mood = lambda: None
     assert store.taken == [[intent(2)]]
 
@@ -155,8 +162,8 @@ async def test_leaving_gives_up_the_lease(tmp_path: Path) -> None:
     store = Fake()
     async with writing(store, tmp_path):
         await asyncio.sleep(0.05)
-    assert store.leases[0] > 0
-    assert store.leases[-1] == 0
+    assert store.renewals[0] > 0
+    assert store.renewals[-1] == 0
 
 
 async def test_one_entry_that_cannot_be_written_takes_no_other_with_it(tmp_path: Path) -> None:
@@ -226,26 +233,63 @@ async def test_a_settlement_waits_for_no_database_that_stands_still(
     assert {msgspec.json.decode(line)["intent"]["id"] for line in lines} == {f"cmpl-{n}" for n in range(1, 5)}
 
 
-async def test_after_an_outage_nobody_is_taken_for_dead_before_they_could_renew_their_lease(tmp_path: Path) -> None:
+async def test_who_renews_its_lease_is_not_taken_for_dead_whatever_the_clock_says_or_the_database_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "_RENEW_S", 0.05)
+    monkeypatch.setattr(writer, "_STILL_S", 0.5)
+    store = open_sqlite(tmp_path / "andthen.db")
+    one = intent(1, budgets=(TOTAL,), holder="there")
+    store.record([one, intent(2, holder="dead")])
+    store.renew("dead", 20.0)
+    ahead_ms = now_ms() + 3_600_000
+    monkeypatch.setattr(ledger, "now_ms", lambda: ahead_ms)  # the clock is set by an hour
+    released: list[tuple[float, set[str]]] = []
+    began_s = time.monotonic()
+
+    def release(holders: Collection[str]) -> int:
+        released.append((time.monotonic() - began_s, set(holders)))
+        return really(holders)
+
+    really = store.release_lost
+    store.release_lost = release  # type: ignore[method-assign]
+    async with writing(store, tmp_path):
+        for number in range(20):
+            store.renew("there", 20.0 + number)
+            await asyncio.sleep(0.05)
+    assert released[0][0] >= 0.5
+    assert all(holders == {"dead"} for _, holders in released)
+    assert store.leases() == {"there": ahead_ms + 39_000}
+    store.close()
+
+
+async def test_after_an_outage_all_are_watched_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "_STILL_S", 0.0)
     store, released = Fake(), 0
 
-    def release() -> int:
+    def release(holders: Collection[str]) -> int:
         nonlocal released
         released += 1
         return 0
 
     store.release_lost = release  # type: ignore[method-assign]
+    store.leases = lambda: {"there": 0}  # type: ignore[method-assign]
+    pen = LedgerWriter(store, "here", tmp_path)
+    pen._keep_house()
+    assert released == 1
     store.mood = gone
-    async with writing(store, tmp_path):
-        await asyncio.sleep(0.05)
-        store.mood = lambda: None
-    assert released == 0
+    monkeypatch.setattr(writer, "_STILL_S", 10.0)
+    pen._keep_house()
+    monkeypatch.setattr(writer, "_STILL_S", 0.1)
+    store.mood = lambda: None
+    pen._keep_house()
+    assert released == 1
 
 
 async def test_a_process_has_its_lease_before_its_first_entry(tmp_path: Path) -> None:
     store = Fake()
     leases_by_then: list[int] = []
-    store.mood = lambda: leases_by_then.append(len(store.leases))
+    store.mood = lambda: leases_by_then.append(len(store.renewals))
     pen = LedgerWriter(store, "here", tmp_path)
     entry = asyncio.create_task(pen.intend(intent(1)))
     await asyncio.sleep(0)

@@ -125,6 +125,7 @@ def test_a_database_that_answers_nothing(tmp_path: Path, postgres: OwnPostgres, 
             finally:
                 postgres.go_on()
         site.check(refused=2)
+        assert (site.log()["ledger_unavailable"], site.log()["ledger_back"]) == (1, 1)
         assert site.server.complete("one").status == 200
 
 
@@ -148,8 +149,8 @@ def test_a_database_that_takes_two_seconds_to_write(tmp_path: Path, postgres: Ow
             assert [one.result().status for one in asked] == [200] * RUNNING
         site.books.do("UPDATE mood SET delay_s = 0")
         site.check(refused=5)
+        assert (site.log()["ledger_unavailable"], site.log()["ledger_back"]) == (1, 1)
         assert site.server.complete("one").status == 200
-        print(site.log(), site.caught_up())
 
 
 @contextmanager

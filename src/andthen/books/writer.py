@@ -14,7 +14,7 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self, TypeVar
@@ -29,6 +29,9 @@ _Told = TypeVar("_Told")
 
 LEASE_S = 20.0
 _RENEW_S = 5.0
+_STILL_S = 2 * _RENEW_S
+"""Who has not renewed its lease for so long while it was watched may be dead, and nobody else: the clock that leases
+run by may have been set, and a database that was gone took no renewal."""
 _INTENT_WAIT_S = 2.0
 """A request that can't be written down within this is refused."""
 _SETTLE_WAIT_S = 5.0
@@ -47,7 +50,9 @@ class LedgerStore(Protocol):
 
     def renew(self, holder: str, lease_s: float) -> None: ...
 
-    def release_lost(self) -> int: ...
+    def leases(self) -> dict[str, int]: ...
+
+    def release_lost(self, holders: Collection[str]) -> int: ...
 
 
 class _Waiting:
@@ -97,7 +102,7 @@ class LedgerWriter:
     Args:
         holder: this process's name among all that write into the database.
         folder: where settlements lie that the database did not take.
-        on_change: called in the pen's thread when `healthy` has changed.
+        on_change: called in some thread when `healthy` has changed.
     """
 
     def __init__(
@@ -118,12 +123,13 @@ class LedgerWriter:
         self._over = False
         self._healthy = True
         self._on_change = on_change
-        self._release_at_s = 0.0
+        self._leases: dict[tuple[str, int], float] = {}
+        """Whose, until when, and since when it was seen so, by `time.monotonic`."""
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
 
     @property
     def healthy(self) -> bool:
-        """Whether the database took the last entry."""
+        """Whether the database took the last entry, and soon."""
         return self._healthy
 
     async def __aenter__(self) -> Self:
@@ -153,7 +159,9 @@ class LedgerWriter:
             async with asyncio.timeout(_INTENT_WAIT_S):
                 return await waiting.future
         except TimeoutError:
-            raise StoreUnavailable("the ledger takes too long to write") from None
+            error = StoreUnavailable(f"the database has taken nothing for {_INTENT_WAIT_S:g} s")
+            self._note(False, error)
+            raise error from None
         finally:
             with self._woken:
                 self._waiting.pop(waiting, None)
@@ -224,6 +232,7 @@ class LedgerWriter:
         self._keep_house(lease_s=0.0)
 
     def _write(self, taken: list[_Waiting]) -> None:
+        began_s = time.monotonic()
         try:
             results = self._store.record([waiting.entry for waiting in taken])
         except StoreUnavailable as error:
@@ -235,7 +244,7 @@ class LedgerWriter:
             else:
                 self._refuse(taken[0], error)
         else:
-            self._note(True)
+            self._note_taken(began_s)
             _answer(taken, results)
 
     def _refuse(self, waiting: _Waiting, error: Exception) -> None:
@@ -271,17 +280,27 @@ class LedgerWriter:
 
     def _keep_house(self, lease_s: float = LEASE_S) -> None:
         """Renews the lease, gives back what is lost, and writes what lies beside the database into it."""
+        began_s = time.monotonic()
         try:
             self._store.renew(self.holder, lease_s)
             if written := self._spool.write_back(self._replay):
                 _LOG.info("ledger_caught_up", settlements=written)
-            if time.monotonic() >= self._release_at_s and (lost := self._store.release_lost()):
-                _LOG.warning("ledger_released_lost", requests=lost)
+            self._release_lost()
         except Exception as error:
-            # Who could not renew their leases either must come to it first.
-            self._release_at_s = time.monotonic() + LEASE_S
+            self._leases = {}
             self._note(False, error)
         else:
+            self._note_taken(began_s)
+
+    def _release_lost(self) -> None:
+        now_s = time.monotonic()
+        self._leases = {lease: self._leases.get(lease, now_s) for lease in self._store.leases().items()}
+        still = [holder for (holder, _), since_s in self._leases.items() if now_s - since_s >= _STILL_S]
+        if still and (lost := self._store.release_lost(still)):
+            _LOG.warning("ledger_released_lost", requests=lost)
+
+    def _note_taken(self, began_s: float) -> None:
+        if time.monotonic() - began_s < _INTENT_WAIT_S:  # else it is as good as gone to who waits for it
             self._note(True)
 
     def _note(self, healthy: bool, error: Exception | None = None) -> None:

@@ -43,21 +43,32 @@ class Ledger(Database):
     def renew(self, holder: str, lease_s: float) -> None:
         """The process `holder` lives, for so long at least."""
         with self.writing() as connection:
-            until_ms = clock_ms(connection) + round(lease_s * 1000)
+            at_ms = clock_ms(connection)
+            until_ms = at_ms + round(lease_s * 1000)
             row = insert(connection, HOLDERS).values(id=holder, until_ms=until_ms)
             connection.execute(row.on_conflict_do_update(index_elements=["id"], set_={"until_ms": until_ms}))
+            connection.execute(HOLDERS.delete().where(HOLDERS.c.until_ms < at_ms - DAY_MS))
 
-    def release_lost(self) -> int:
-        """Settles what dead processes left open: as lost, at no cost, its reservation given back. How many."""
-        with self.writing() as connection:
-            at_ms = clock_ms(connection)
-            alive = sa.select(HOLDERS.c.id).where(HOLDERS.c.until_ms >= at_ms)
-            left = sa.select(REQUESTS).where(REQUESTS.c.settled_at_ms.is_(None), REQUESTS.c.holder.not_in(alive))
+    def leases(self) -> dict[str, int]:
+        """Who has open requests, and until when each has said to live; 0 where it never has."""
+        held = sa.select(REQUESTS.c.holder).where(REQUESTS.c.settled_at_ms.is_(None)).distinct().subquery()
+        until_ms = sa.func.coalesce(HOLDERS.c.until_ms, 0)
+        with self.reading() as connection:
+            rows = connection.execute(
+                sa.select(held.c.holder, until_ms).select_from(held.outerjoin(HOLDERS, HOLDERS.c.id == held.c.holder))
+            )
+            return {holder: int(until) for holder, until in rows}
+
+    def release_lost(self, holders: Collection[str]) -> int:
+        """Settles what those of the holders left open whose lease has run out: as lost, at no cost, its reservation
+        given back. How many."""
+        with self.reading() as connection:
+            alive = sa.select(HOLDERS.c.id).where(HOLDERS.c.until_ms >= clock_ms(connection))
+            theirs = sa.and_(REQUESTS.c.holder.in_(holders), REQUESTS.c.holder.not_in(alive))
             lost = [
                 Settlement(intent=_read_intent(row), status=500, ended_by="lost", code="lost", settled_at_ms=now_ms())
-                for row in connection.execute(left)
+                for row in connection.execute(sa.select(REQUESTS).where(REQUESTS.c.settled_at_ms.is_(None), theirs))
             ]
-            connection.execute(HOLDERS.delete().where(HOLDERS.c.until_ms < at_ms - DAY_MS))
         if lost:
             self.record(lost)
         return len(lost)
