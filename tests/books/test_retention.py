@@ -20,9 +20,9 @@ from andthen.books.policy import WINDOWS, Budget
 from andthen.books.retention import Retention
 from andthen.books.settings import BooksSettings
 from andthen.books.store import METADATA, SqlStore, StoreUnavailable, ledger, open_store
-from andthen.books.store.ledger import Spent, period_start_ms
 from andthen.books.store.removal import Ageing
 from andthen.books.store.schema import CALLS
+from andthen.books.store.spending import Spent, period_start_ms
 from andthen.books.store.usage import UsageRow
 from tests.books.test_ledger import NOON_MS, intent, settled
 
@@ -103,11 +103,11 @@ _STEPS = st.lists(
     st.tuples(st.just("begin"), _AGES_DAYS, st.sampled_from([(), ALL, ALL[1:], ALL[:1]]))
     | st.tuples(st.just("settle"), st.integers(0, 20), st.integers(0, 1000))
     | st.tuples(st.just("remove"), _AGES_DAYS, st.integers(1, 5)),
-    max_size=25,
+    max_size=12,
 )
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
 @given(steps=_STEPS)
 def test_no_budget_and_no_sum_changes_when_rows_go(store: SqlStore, steps: list[tuple[str, Any, Any]]) -> None:
     """Whatever its age, and whenever the budget came into being: what is spent is what the requests came to."""

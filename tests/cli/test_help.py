@@ -31,7 +31,16 @@ def test_help_names_every_command(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [*COMMANDS, "keys create", "keys list", "keys revoke", "models pull", "ledger export", "ledger prune"],
+    [
+        *COMMANDS,
+        "keys create",
+        "keys list",
+        "keys revoke",
+        "models pull",
+        "ledger export",
+        "ledger show",
+        "ledger prune",
+    ],
 )
 def test_every_command_has_help(tmp_path: Path, command: str) -> None:
     done = run(tmp_path, *command.split(), "--help")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from andthen.books.store import open_sqlite
+from andthen.books.store.texts import KeptText
 from tests.books.test_ledger import intent, settled
 from tests.cli.running import run
 
@@ -57,6 +58,24 @@ def test_calls_and_single_keys_are_told_too(home: Path) -> None:
     found = [json.loads(line) for line in run(home, "ledger", "export", "calls", "--key", "ci").stdout.splitlines()]
     assert [row["request_id"] for row in found] == [f"cmpl-{number}" for number in range(1, 5)]
     assert run(home, "ledger", "export", "--key", "nobody").returncode == 1
+
+
+def test_one_request_is_shown_with_its_calls_and_its_text_if_that_is_asked_for(home: Path) -> None:
+    with closing(open_sqlite(home / "andthen.db")) as store:
+        store.add_texts([KeptText(request_id="cmpl-1", at_ms=1, prompts=["Ü"], completions=["x"])])
+        shown = json.loads(run(home, "ledger", "show", "cmpl-1").stdout)
+        assert (shown["user"], shown["calls"][0]["cost_usd"], "text" in shown) == ('a,b\n"c"', "0.000030", False)
+        assert len(store.changes()) == 1
+        assert json.loads(run(home, "ledger", "show", "cmpl-1", "--text").stdout)["text"]["prompts"] == ["Ü"]
+        (line, _) = store.changes()
+        assert (line.actor, line.action) == ("cli", "read text")
+    assert json.loads(run(home, "ledger", "show", "cmpl-2", "--text").stdout)["text"] is None
+
+
+def test_a_request_that_is_not_there_is_told(home: Path) -> None:
+    done = run(home, "ledger", "show", "cmpl-none")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no request has the id 'cmpl-none'" in done.stderr
 
 
 def prune(home: Path, what: str, before: str, *options: str) -> str:

@@ -39,7 +39,11 @@ class Retention:
     """`async with Retention(store, settings):` removes what is too old for as long as it is entered."""
 
     def __init__(self, store: Source, settings: BooksSettings) -> None:
-        kept: dict[Ageing, int | None] = {"requests": settings.keep_requests_days, "audit": settings.keep_audit_days}
+        kept: dict[Ageing, int | None] = {
+            "requests": settings.keep_requests_days,
+            "texts": settings.keep_text_days,
+            "audit": settings.keep_audit_days,
+        }
         self._store = store
         self._days = {what: days for what, days in kept.items() if days is not None}
         self._task: asyncio.Task[None] | None = None

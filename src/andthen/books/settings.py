@@ -32,6 +32,15 @@ class BooksSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     key and model. Unset: for ever."""
     keep_audit_days: _Days | None = None
     """For how many days it is known who changed a key. Unset: for ever."""
+    keep_text_days: _Days | None = None
+    """For how many days the prompts and completions of requests are kept, redacted. Unset: not at all."""
+    text_characters: Annotated[int, Meta(ge=1, le=2**24)] = 16_384
+    """Most characters of a prompt or a completion that are kept, of 64 of each at most for one request."""
+    redact_common: bool = True
+    """Whether private keys, tokens, API keys in the forms of common services and addresses of e-mail are taken out of
+    texts, before the rules of `[redact]` are applied."""
+    redact: dict[str, str] = {}
+    """Name → expression, in their order."""
     reply_keep_s: Annotated[float, Meta(ge=1, le=30 * 86_400)] = 86_400.0
     """How long a reply to a request with an `Idempotency-Key` is kept, in seconds, sealed with the caller's API key."""
     reply_bytes: Annotated[int, Meta(ge=1024, le=2**30)] = 16 * 2**20

@@ -1,4 +1,4 @@
-"""`andthen ledger`: the ledger's rows, taken out and cleared away."""
+"""`andthen ledger`: the ledger's rows, taken out, shown and cleared away."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "＝", "＋", "－", "＠")
 @config_option
 @click.pass_context
 def ledger(context: click.Context, config_file: Path | None) -> None:
-    """Take the ledger's rows out, and clear old ones away.
+    """Take the ledger's rows out, show one, and clear old ones away.
 
     What it adds up to is told by `andthen usage`.
 
@@ -63,15 +63,33 @@ def export(*, rows: Rows, since: int | None, until: int | None, key: str | None,
 
 
 @ledger.command()
-@click.argument("what", type=click.Choice(["requests", "audit"]))
+@click.argument("request", metavar="REQUEST")
+@click.option("--text", is_flag=True, help="Its prompts and completions too, where they are kept.")
+def show(*, request: str, text: bool) -> None:
+    """Print one request, named by its id, and its calls as JSON.
+
+    Whoever reads a text leaves a line in the audit.
+    """
+    import msgspec
+
+    with _store() as store:
+        found = store.export_one(request)
+        if found is None:
+            raise click.ClickException(f"no request has the id {request!r}: a reply bears it as x-request-id")
+        told = {**found[0], "calls": found[1], **({"text": store.read_text(request)} if text else {})}
+    click.echo(msgspec.json.format(msgspec.json.encode(told)).decode())
+
+
+@ledger.command()
+@click.argument("what", type=click.Choice(["requests", "texts", "audit"]))
 @click.option("--before", type=Moment(), required=True, help="What is older goes: a date, or 90d ago.")
 @click.option("--dry-run", is_flag=True, help="Tell how many rows would go, and leave them.")
 def prune(*, what: Ageing, before: int, dry_run: bool) -> None:
-    """Remove old rows for good: of requests, with their calls, or of the audit.
+    """Remove old rows for good: requests with all that is theirs, their texts alone, or the audit.
 
     Of requests there stays what they came to, by day, key and model: `andthen usage` and budgets do not change.
-    Requests under way stay. It may run beside servers. They do the same by themselves where `keep_requests_days` and
-    `keep_audit_days` are set.
+    Requests under way stay. It may run beside servers. They do the same by themselves where `keep_requests_days`,
+    `keep_text_days` and `keep_audit_days` are set.
     """
     with _store() as store:
         if dry_run:

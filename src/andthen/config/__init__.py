@@ -23,6 +23,8 @@ from andthen.config.environment import FILE_SUFFIX, Environment
 from andthen.config.file import FILE_NAME, FILE_VARIABLE, SettingsFile
 from andthen.config.local_models import HOUSE_MODEL, local_models
 from andthen.config.prices import prices
+from andthen.config.redaction import SECTION as REDACT
+from andthen.config.redaction import with_redaction
 from andthen.config.telemetry import checked_telemetry
 from andthen.config.upstream import upstream
 from andthen.config.values import PREFIX, ConfigError, checked, describe, near, setting_types, variable_name
@@ -50,8 +52,8 @@ SECTIONS: dict[str, type[Struct]] = {
     "logs": LogSettings,
     "telemetry": TelemetrySettings,
 }
-_TABLES = ("models", "vendors", "prices")
-"""What holds tables by name."""
+_TABLES = ("models", "vendors", "prices", REDACT)
+"""What holds tables, or rules, by name."""
 
 
 class Config(Struct, frozen=True, kw_only=True):
@@ -118,7 +120,7 @@ def load(
         engine=engine,
         upstream=remote,
         prices=prices(settings, remote, local),
-        books=checked_books(typing.cast("BooksSettings", sections["books"]), settings),
+        books=with_redaction(checked_books(typing.cast("BooksSettings", sections["books"]), settings), settings),
         cache=checked_cache(typing.cast("CacheSettings", sections["cache"]), settings),
         logs=typing.cast("LogSettings", sections["logs"]),
         telemetry=checked_telemetry(typing.cast("TelemetrySettings", sections["telemetry"]), settings),

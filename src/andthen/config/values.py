@@ -11,7 +11,7 @@ import msgspec
 from msgspec import Struct
 
 PREFIX = "ANDTHEN_"
-_ELSEWHERE = {"models"}
+_ELSEWHERE = {"models", "redact"}
 """Fields of the sections that have tables of their own."""
 
 

@@ -8,8 +8,10 @@ import time
 from andthen.accounts import Account, Outcome
 from andthen.books.ledger import EndedBy, Origin, worst_prompt_tokens
 from andthen.books.limits import Bounds, Grant
+from andthen.books.texts import Draft
 from andthen.complete import Work
 from andthen.contract.errors import AndthenError, InternalError, ShuttingDown
+from andthen.contract.events import Event
 from andthen.contract.request import CompletionRequest
 from andthen.server.http import ClientGone, Exchange
 from andthen.server.services import Services
@@ -27,6 +29,7 @@ class Booking:
         self._account: Account | None = None
         self._grant: Grant | None = None
         self._work: Work | None = None
+        self._draft: Draft | None = None
         self.first_text_s: float | None = None
         """Seconds from the request's headers to its first text."""
         self.origin: Origin = "model"
@@ -88,10 +91,22 @@ class Booking:
         usage = None if self._work is None else self._work.usage
         return usage is not None and usage.prompt_tokens + usage.completion_tokens > 0
 
+    def quote(self, request: CompletionRequest) -> None:
+        """Its prompts, and what it will hear, are kept where the settings say so."""
+        self._draft = self._services.texts.begin(self._exchange.id, request)
+
+    def hear(self, events: list[Event]) -> None:
+        """What the reply is made of, as it comes."""
+        if self._draft is not None:
+            self._draft.add(events)
+
     async def settle(self, error: BaseException | None = None) -> None:
         """Writes down how it ended. Only the first call counts; one that is cancelled counts too."""
         if self.waits and error is None:
             return
+        draft, self._draft = self._draft, None
+        if draft is not None:
+            self._services.texts.keep(draft)
         try:
             await self._give_back()
         finally:

@@ -72,6 +72,7 @@ async def _complete(services: Services, exchange: Exchange, booking: Booking) ->
         booking.take_kept(work)
     else:
         await booking.hold(request, work)
+    booking.quote(request)
     _tell(services, exchange, work)
     try:
         send = _stream if request.stream else _whole
@@ -103,6 +104,7 @@ async def _whole(
     async with aclosing(recall.events()) as batches:
         async for events in batches:
             clock.look(events)
+            booking.hear(events)
             for event in events:
                 completion.feed(event)
     body = completion.body(_head(services, exchange, work))
@@ -120,6 +122,7 @@ async def _stream(
         async with aclosing(recall.events()) as batches:
             async for events in batches:
                 clock.look(events)
+                booking.hear(events)
                 if stream is None:
                     stream = Stream(request, _head(services, exchange, work))
                 await reply.write(b"".join(map(stream.feed, events)))

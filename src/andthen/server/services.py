@@ -12,6 +12,7 @@ from andthen.books.limits import Limiter
 from andthen.books.prices import PriceBook
 from andthen.books.replies import KeptReplies
 from andthen.books.store import Store
+from andthen.books.texts import Texts
 from andthen.books.watch import KeyWatch
 from andthen.catalog import Catalog
 from andthen.contract.limits import Limits
@@ -46,6 +47,7 @@ class Services:
     prices: PriceBook
     accounts: Accounts
     limiter: Limiter
+    texts: Texts
     cache: Cache | None
     replies: KeptReplies
     metrics: ServerMetrics

@@ -37,6 +37,7 @@ from andthen.books.replies import KeptReplies
 from andthen.books.retention import Retention
 from andthen.books.settings import BooksSettings
 from andthen.books.store import open_store
+from andthen.books.texts import Texts
 from andthen.books.watch import KeyWatch
 from andthen.books.writer import LedgerWriter
 from andthen.cache.memory import MemoryStore
@@ -130,6 +131,7 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
             Transport() as transport,
             LedgerWriter(store, _holder(boot.place), Path(boot.home), measured.note_ledger) as pen,
             Retention(store, boot.books),
+            Texts(store, boot.books) as texts,
             KeptReplies(store, pen.holder, boot.books) as replies,
             _telemetry(boot) as telemetry,
         ):
@@ -147,6 +149,7 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
                     prices=prices,
                     accounts=Accounts(pen, prices, _counting(engine)),
                     limiter=limiter,
+                    texts=texts,
                     cache=cache,
                     replies=replies,
                     metrics=measured,

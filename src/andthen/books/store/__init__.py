@@ -32,6 +32,7 @@ from andthen.books.store.removal import Removal
 from andthen.books.store.replies import Replies
 from andthen.books.store.schema import HEAD, METADATA
 from andthen.books.store.sqlite import back_up, sqlite_engine
+from andthen.books.store.texts import KeptTexts
 from andthen.books.store.usage import Group, UsageBook, UsageRow
 
 __all__ = [
@@ -97,7 +98,7 @@ class Store(Protocol):
         """Gives the connections back."""
 
 
-class SqlStore(Keys, Ledger, Replies, UsageBook, Export, Removal):
+class SqlStore(Keys, Ledger, Replies, UsageBook, Export, KeptTexts, Removal):
     """The Store in a SQL database."""
 
 

@@ -17,6 +17,8 @@ from andthen.books.store.schema import CALLS, REQUESTS
 
 Rows = Literal["requests", "calls"]
 Value = str | int | bool | None
+_Row = sa.Row[*tuple[Any, ...]]
+_Shown = list[tuple[str, Callable[[Any], Value]]]
 
 _TABLES: dict[Rows, sa.Table] = {"requests": REQUESTS, "calls": CALLS}
 _ORDER = (REQUESTS.c.started_at_ms, REQUESTS.c.id)
@@ -26,7 +28,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 def columns(rows: Rows) -> list[str]:
     """The names of the columns, in their order."""
-    return [_shown(column.name)[0] for column in _TABLES[rows].columns]
+    return [name for name, _ in _shown_of(rows)]
 
 
 class Export(Database):
@@ -50,26 +52,41 @@ class Export(Database):
         if key_id is not None:
             within &= REQUESTS.c.key_id == key_id
         page = sa.select(REQUESTS).where(within).order_by(*_ORDER).limit(_PAGE_REQUESTS)
-        shown = [_shown(column.name) for column in _TABLES[rows].columns]
-        last: sa.Row[*tuple[Any, ...]] | None = None
+        shown = _shown_of(rows)
+        last: _Row | None = None
         while True:
             asked = page if last is None else page.where(sa.tuple_(*_ORDER) > sa.tuple_(last.started_at_ms, last.id))
             with self.reading() as connection:
                 requests = connection.execute(asked).all()
                 found = requests if rows == "requests" else _calls(connection, [row.id for row in requests])
             for row in found:
-                yield {
-                    name: None if value is None else tell(value) for (name, tell), value in zip(shown, row, strict=True)
-                }
+                yield _told(shown, row)
             if len(requests) < _PAGE_REQUESTS:
                 return
             last = requests[-1]
 
+    def export_one(self, request_id: str) -> tuple[dict[str, Value], list[dict[str, Value]]] | None:
+        """A request and its calls, their columns as `export` tells them; None where the ledger has no such row."""
+        with self.reading() as connection:
+            request = connection.execute(sa.select(REQUESTS).where(REQUESTS.c.id == request_id)).first()
+            calls = _calls(connection, [request_id])
+        if request is None:
+            return None
+        return _told(_shown_of("requests"), request), [_told(_shown_of("calls"), call) for call in calls]
 
-def _calls(connection: sa.Connection, request_ids: list[str]) -> list[sa.Row[*tuple[Any, ...]]]:
+
+def _calls(connection: sa.Connection, request_ids: list[str]) -> list[_Row]:
     places = {request_id: place for place, request_id in enumerate(request_ids)}
     found = connection.execute(sa.select(CALLS).where(CALLS.c.request_id.in_(request_ids)))
     return sorted(found, key=lambda row: (places[row.request_id], row.number))
+
+
+def _shown_of(rows: Rows) -> _Shown:
+    return [_shown(column.name) for column in _TABLES[rows].columns]
+
+
+def _told(shown: _Shown, row: _Row) -> dict[str, Value]:
+    return {name: None if value is None else tell(value) for (name, tell), value in zip(shown, row, strict=True)}
 
 
 def _shown(column: str) -> tuple[str, Callable[[Any], Value]]:

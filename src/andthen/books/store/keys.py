@@ -75,7 +75,7 @@ class Change(Struct, frozen=True, kw_only=True):
     before: dict[str, Any] | None
     """The key; None before its creation."""
     after: dict[str, Any] | None
-    """The key; None after its deletion."""
+    """The key; None after its deletion. Where a text was read, its request."""
 
 
 class Keys(Database):
@@ -141,7 +141,7 @@ class Keys(Database):
             connection.execute(KEY_SECRETS.update().where(own, outlives).values(expires_at_ms=now + overlap_ms))
             secret = _add_secret(connection, key.id, now)
             after = msgspec.to_builtins(key) | {"older_secrets_until_ms": now + overlap_ms}
-            _audit(connection, actor, "rotate", key.id, msgspec.to_builtins(key), after)
+            audit(connection, actor, "rotate", key.id, msgspec.to_builtins(key), after)
             return IssuedKey(key, secret)
 
     def revoke_key(self, id_or_name: str, *, actor: str = CLI) -> Key:
@@ -159,7 +159,7 @@ class Keys(Database):
             now = now_ms()
             gone = {"deleted_at_ms": now, "revoked_at_ms": key.revoked_at_ms or now}
             connection.execute(KEYS.update().where(KEYS.c.id == key.id).values(gone))
-            _audit(connection, actor, "delete", key.id, msgspec.to_builtins(key), None)
+            audit(connection, actor, "delete", key.id, msgspec.to_builtins(key), None)
             return key
 
     def changes(self, *, limit: int = 100, before_id: int | None = None) -> list[Change]:
@@ -205,7 +205,7 @@ def _standing(key: Key) -> Key:
 
 def _issue(connection: sa.Connection, key: Key, actor: str) -> IssuedKey:
     connection.execute(KEYS.insert().values(_columns(key)))
-    _audit(connection, actor, "create", key.id, None, msgspec.to_builtins(key))
+    audit(connection, actor, "create", key.id, None, msgspec.to_builtins(key))
     return IssuedKey(key, _add_secret(connection, key.id, key.created_at_ms))
 
 
@@ -219,11 +219,11 @@ def _add_secret(connection: sa.Connection, key_id: str, created_at_ms: int) -> s
 def _write(connection: sa.Connection, action: str, before: Key, after: Key, actor: str) -> Key:
     if after != before:
         connection.execute(KEYS.update().where(KEYS.c.id == after.id).values(_columns(after)))
-        _audit(connection, actor, action, after.id, msgspec.to_builtins(before), msgspec.to_builtins(after))
+        audit(connection, actor, action, after.id, msgspec.to_builtins(before), msgspec.to_builtins(after))
     return after
 
 
-def _audit(
+def audit(
     connection: sa.Connection,
     actor: str,
     action: str,
@@ -231,6 +231,8 @@ def _audit(
     before: dict[str, Any] | None,
     after: dict[str, Any] | None,
 ) -> None:
+    """Writes a line of the audit."""
+
     def text(value: dict[str, Any] | None) -> str | None:
         return None if value is None else msgspec.json.encode(value).decode()
 

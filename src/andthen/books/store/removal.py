@@ -13,11 +13,11 @@ import sqlalchemy as sa
 
 from andthen.books.store.database import Database
 from andthen.books.store.ledger import clock_ms, insert, lock_keys
-from andthen.books.store.schema import AUDIT, CALLS, HOLDERS, REMOVED, REQUESTS
+from andthen.books.store.schema import AUDIT, CALLS, HOLDERS, REMOVED, REQUESTS, TEXTS
 from andthen.books.store.usage import SUMS, THERE
 
-Ageing = Literal["requests", "audit"]
-"""What may be kept for a time: the rows of requests with those of their calls, and the lines of the audit."""
+Ageing = Literal["requests", "texts", "audit"]
+"""What may be kept for a time: the rows of requests with all that is theirs, their texts alone, and the audit."""
 
 _TURN = "removal"
 """Among the holders of leases; no process is called so."""
@@ -50,13 +50,15 @@ class Removal(Database):
             if what == "requests":
                 return _remove_requests(connection, before_ms, most)
             table, old = _old(what, before_ms)
-            oldest = sa.select(table.c.id).where(old).order_by(table.c.id).limit(most)
-            return connection.execute(table.delete().where(table.c.id.in_(oldest))).rowcount
+            (name,) = table.primary_key
+            oldest = sa.select(name).where(old).order_by(table.c.at_ms).limit(most)
+            return connection.execute(table.delete().where(name.in_(oldest))).rowcount
 
 
 def _old(what: Ageing, before_ms: int) -> tuple[sa.Table, sa.ColumnElement[bool]]:
-    if what == "audit":
-        return AUDIT, AUDIT.c.at_ms < before_ms
+    if what != "requests":
+        table = AUDIT if what == "audit" else TEXTS
+        return table, table.c.at_ms < before_ms
     return REQUESTS, sa.and_(REQUESTS.c.started_at_ms < before_ms, REQUESTS.c.settled_at_ms.is_not(None))
 
 
@@ -70,7 +72,8 @@ def _remove_requests(connection: sa.Connection, before_ms: int, most: int) -> in
     lock_keys(connection, {row.key_id for row in found})
     chosen = REQUESTS.c.id.in_([row.id for row in found])
     _add_up(connection, chosen)
-    connection.execute(CALLS.delete().where(CALLS.c.request_id.in_([row.id for row in found])))
+    for table in (CALLS, TEXTS):
+        connection.execute(table.delete().where(table.c.request_id.in_([row.id for row in found])))
     return connection.execute(REQUESTS.delete().where(chosen)).rowcount
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest step in migrations/, so that Alembic need not be imported to see that there is nothing to do."""
 
 METADATA = sa.MetaData()
@@ -143,6 +143,14 @@ HOLDERS = sa.Table(
     sa.Column("until_ms", sa.BigInteger, nullable=False),
 )
 
+TEXTS = sa.Table(
+    "texts",
+    METADATA,
+    sa.Column("request_id", sa.String(64), primary_key=True),
+    sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sa.Column("text", sa.Text, nullable=False),
+    sa.Index("texts_at", "at_ms"),
+)
 REPLIES = sa.Table(
     "replies",
     METADATA,
