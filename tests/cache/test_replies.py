@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from andthen.cache.replies import UNDECIDING, Answerer, Recorder, is_settled, read, subject
+from andthen.cache.replies import Answerer, Recorder, is_settled, read, subject
 from andthen.contract.events import Alternative, Event, Finished, PromptScored, Text, Token, Usage
 from andthen.contract.fields import Field, completion_fields
 from andthen.contract.request import CompletionRequest, Limits, parse
@@ -20,6 +20,8 @@ from andthen.contract.request import CompletionRequest, Limits, parse
 TALE = Answerer("0.1.0", "local/tale", "build+hash")
 UNDECIDING_ROWS = {"model", "stream", "stream_options", "user"}
 """Of the contract's table: what a request may differ in and still get the same reply."""
+UNDECIDING_FIELDS = {"model", "stream", "include_usage", "continuous_usage_stats", "user", "ignored"}
+"""The same of a request that is read."""
 OTHER_EXAMPLES = {"response_format": {"type": "json_object"}}
 """Where the table's own example is as good as absent."""
 
@@ -54,7 +56,12 @@ VALUES: dict[str, list[Any]] = {
     "parse_special": [False, True],
     "response_format": [None, "json_object"],
     "structured_outputs": [False, True],
-    "given": [("model", "prompt"), ("model", "prompt", "user"), ("model", "prompt", "n"), ("prompt", "stream", "n")],
+    "given": [
+        ("model", "prompt"),
+        ("model", "prompt", "user"),
+        ("model", "prompt", "n"),
+        ("model", "prompt", "stream", "n"),
+    ],
     "ignored": [(), ("tools",)],
 }
 
@@ -78,16 +85,27 @@ def requests(draw: st.DrawFn) -> CompletionRequest:
     return CompletionRequest(**{name: draw(st.sampled_from(values)) for name, values in VALUES.items()})
 
 
-def deciding(request: CompletionRequest) -> CompletionRequest:
-    given = tuple(name for name in request.given if name not in UNDECIDING_ROWS)
-    return replace(request, given=given, **UNDECIDING)
+def deciding(request: CompletionRequest) -> dict[str, Any]:
+    told = {name: getattr(request, name) for name in VALUES if name not in UNDECIDING_FIELDS}
+    return told | {"given": [name for name in request.given if name not in UNDECIDING_ROWS]}
+
+
+def test_every_field_of_a_request_is_known_here() -> None:
+    assert set(VALUES) == set(CompletionRequest.__struct_fields__)
+
+
+@pytest.mark.parametrize("name", sorted(VALUES))
+def test_a_reply_is_not_given_to_who_differs_in_one_thing_that_decides(name: str) -> None:
+    base = CompletionRequest(model="local/tale", prompts=("a",))
+    subjects = [subject(replace(base, **{name: value}), TALE) for value in VALUES[name]]
+    wanted = {"given": 2}.get(name, 1 if name in UNDECIDING_FIELDS else len(subjects))
+    assert len(set(subjects)) == wanted
 
 
 @given(requests(), st.data())
 def test_two_requests_share_a_reply_where_nothing_that_decides_differs(
     one: CompletionRequest, data: st.DataObject
 ) -> None:
-    assert set(VALUES) == set(CompletionRequest.__struct_fields__), "a field that this test does not know"
     changed = data.draw(st.sets(st.sampled_from(sorted(VALUES)), max_size=3))
     other = replace(one, **{name: data.draw(st.sampled_from(VALUES[name])) for name in sorted(changed)})
     assert (subject(one, TALE) == subject(other, TALE)) is (deciding(one) == deciding(other))

@@ -86,6 +86,12 @@ class Place(NamedTuple):
             )
             return [dict(row) for row in raw.execute(query, (name,))]
 
+    def measures(self) -> dict[str, float]:
+        """The cache's metrics."""
+        lines = self.server.get("/metrics").decode().splitlines()
+        split = (line.rpartition(" ") for line in lines if line.startswith("andthen_cache_"))
+        return {name: float(value) for name, _, value in split}
+
 
 async def _echoing(sent: Sent) -> AsyncIterator[bytes]:
     yield json_reply(completion(choice(f"{sent.body['prompt']}!", 0, "stop")))
@@ -108,6 +114,14 @@ language = "openai_completions"
 
 [models."team/any"]
 deployments = [{{ model = "team/text", order = 1 }}, {{ model = "team/dead" }}]
+
+[models."team/exact"]
+address = "http://127.0.0.1:1/v1"
+language = "openai_completions"
+deterministic = true
+
+[models."team/seeded"]
+deployments = [{{ model = "team/text", order = 1 }}, {{ model = "team/exact" }}]
 """
     with closing(vendor), serving(tmp_path_factory.mktemp("cache"), settings=settings) as server:
         yield Place(server, vendor)
@@ -229,17 +243,19 @@ def test_a_fallbacks_reply_is_found_under_who_gave_it(place: Place) -> None:
     assert (direct.outcome, direct.same) == ("hit", replies[0].same)
 
 
-def test_metrics_tell_hits_misses_and_bytes(place: Place) -> None:
-    def told() -> dict[str, float]:
-        lines = place.server.get("/metrics").decode().splitlines()
-        split = (line.rpartition(" ") for line in lines if line.startswith("andthen_cache_"))
-        return {name: float(value) for name, _, value in split}
+def test_a_fallback_that_keeps_no_seed_leaves_nothing(place: Place) -> None:
+    before = place.measures()["andthen_cache_bytes"]
+    reply = place.client("seeded").ask(model="team/seeded", prompt="Fall", seed=1)
+    assert (reply.status, reply.outcome, reply.json["model"]) == (200, "miss", "team/text")
+    assert place.measures()["andthen_cache_bytes"] == before
 
+
+def test_metrics_tell_hits_misses_and_bytes(place: Place) -> None:
     client = place.client("measured")
-    before = told()
+    before = place.measures()
     for seed in (1, 1, None):
         client.ask(seed=seed)
-    after = told()
+    after = place.measures()
     for outcome in ("hit", "miss", "bypass"):
         name = f'andthen_cache_requests_total{{outcome="{outcome}"}}'
         assert after[name] == before.get(name, 0.0) + 1
