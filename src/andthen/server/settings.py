@@ -16,8 +16,8 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
-    """Address to listen on. On a loopback address `/metrics` and the tokenizer routes need no key, unless a proxy passed
-    the request on."""
+    """Address to listen on. On a loopback address `/metrics` and the tokenizer routes need no key, unless a proxy
+    passed the request on."""
     port: Annotated[int, Meta(ge=0, le=65_535)] | None = None
     """Port to listen on; 0 lets the system choose. Unset: 8000, else the next free one up to 8019."""
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
