@@ -26,7 +26,7 @@ from andthen.server.services import Services
 
 HEADER = "Idempotency-Key"
 _MOST_CHARACTERS = 255
-_OF_THE_FIRST = (b"x-ratelimit-", b"server-timing")
+_OF_THE_FIRST = (b"x-ratelimit-", b"x-andthen-cache", b"age", b"server-timing")
 """How the headers begin that tell of the first request alone."""
 _REPLAYED = (b"idempotent-replayed", b"true")
 
