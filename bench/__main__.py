@@ -1,6 +1,6 @@
 """`make bench`: measures everything and writes docs/bench.md.
 
-python -m bench [--rounds N] [--threads N] [--only engine|path|languages|kernels] [--cache DIR]
+python -m bench [--rounds N] [--threads N] [--only engine|path|languages|books|kernels] [--cache DIR]
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 import platformdirs
 
 from andthen.engine.llama import library
-from bench import engine, languages, steps
+from bench import books, engine, languages, steps
 from bench.cpu import machine
 from bench.kernels import kernels
 from bench.path import path
 
 PAGE = Path("docs/bench.md")
-PARTS = ("engine", "path", "languages", "kernels")
+PARTS = ("engine", "path", "languages", "books", "kernels")
 
 
 def commit() -> str:
@@ -50,6 +50,10 @@ def page(parts: tuple[str, ...], rounds: int, threads: int, cache: Path) -> Iter
         yield from languages.languages(rounds)
         yield steps.ABOUT
         yield from steps.steps()
+    if "books" in parts:
+        yield "## The price of the books\n"
+        yield books.ABOUT
+        yield from books.books(rounds)
     if "kernels" in parts:
         yield "## Sampling\n"
         yield "Numpy's CPU time. The noise is drawn while `llama_decode` computes; the rest waits for its logits.\n"

@@ -76,7 +76,7 @@ def languages(rounds: int) -> Iterator[str]:
     """The table."""
     found: dict[str, list[Row]] = {}
     with ExitStack() as running:
-        vendor, vendor_pid = running.enter_context(_vendor())
+        vendor, vendor_pid = running.enter_context(serving_vendor())
         home = running.enter_context(tempfile.TemporaryDirectory())
         server = running.enter_context(serving(Path(home), settings=_settings(vendor)))
         pid = server.process.pid
@@ -99,7 +99,7 @@ def languages(rounds: int) -> Iterator[str]:
 
 
 @contextmanager
-def _vendor() -> Iterator[tuple[str, int]]:
+def serving_vendor() -> Iterator[tuple[str, int]]:
     """The vendor's address and process."""
     command = [sys.executable, "-m", "bench.vendor"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -137,18 +137,18 @@ def _settings(vendor: str) -> str:
 
 
 async def _measure(address: Address, pid: int) -> Row:
-    plain, paced, at_once = (_request(address, **how) for how in _WAYS)
-    await _load(address, plain, 1, _WARM)
+    plain, paced, at_once = (prepared_request(address, **how) for how in _WAYS)
+    await load(address, plain, 1, _WARM)
     before_s, began_s = process_cpu_s(pid), time.perf_counter()
-    await _load(address, plain, CONNECTIONS, _REQUESTS)
+    await load(address, plain, CONNECTIONS, _REQUESTS)
     wall_s, cpu_s = time.perf_counter() - began_s, process_cpu_s(pid) - before_s
     requests = CONNECTIONS * _REQUESTS
-    alone_s = statistics.median(await _load(address, plain, 1, _ALONE))
+    alone_s = statistics.median(await load(address, plain, 1, _ALONE))
     before_s = process_cpu_s(pid)
-    await _load(address, paced, CONNECTIONS, 1)
+    await load(address, paced, CONNECTIONS, 1)
     chunk_s = (process_cpu_s(pid) - before_s - CONNECTIONS * cpu_s / requests) / (CONNECTIONS * CHUNKS)
     began_s = time.perf_counter()
-    await _load(address, at_once, CONNECTIONS, _WARM)
+    await load(address, at_once, CONNECTIONS, _WARM)
     at_once_s = (time.perf_counter() - began_s) / (CONNECTIONS * _WARM * CHUNKS)
     return Row(requests / wall_s, 1e6 * cpu_s / requests, 1e3 * alone_s, 1e6 * chunk_s, 1 / at_once_s)
 
@@ -160,7 +160,7 @@ _WAYS: tuple[dict[str, bool], ...] = (
 )
 
 
-def _request(address: Address, *, stream: bool, at_once: bool) -> bytes:
+def prepared_request(address: Address, *, stream: bool, at_once: bool) -> bytes:
     """Head and body."""
     fields: dict[str, object] = {"model": address.model, "max_tokens": CHUNKS, "temperature": 0.7, "stream": stream}
     begin = AT_ONCE if at_once else "One by one."
@@ -172,7 +172,7 @@ def _request(address: Address, *, stream: bool, at_once: bool) -> bytes:
     return f"{head}content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
 
 
-async def _load(address: Address, request: bytes, connections: int, times: int) -> list[float]:
+async def load(address: Address, request: bytes, connections: int, times: int) -> list[float]:
     """Sends the request so often on each of so many connections; the seconds that each reply took.
 
     Raises:

@@ -11,7 +11,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,23 +58,30 @@ def andthen(*arguments: str, home: Path) -> str:
     return done.stdout
 
 
-def start(home: Path, port: int, *arguments: str) -> subprocess.Popen[str]:
+def start(home: Path, port: int, *arguments: str, command: Sequence[str | Path] = (ANDTHEN,)) -> subprocess.Popen[str]:
     """`andthen serve` with its state in this folder; what it says is added to the log there."""
-    command: list[str | Path] = [ANDTHEN, "serve", "--port", str(port), *arguments]
+    whole: list[str | Path] = [*command, "serve", "--port", str(port), *arguments]
     with (home / LOG).open("a") as output:
         return subprocess.Popen(
-            command, env=os.environ | {"ANDTHEN_HOME": str(home)}, stdout=output, stderr=subprocess.STDOUT, text=True
+            whole, env=os.environ | {"ANDTHEN_HOME": str(home)}, stdout=output, stderr=subprocess.STDOUT, text=True
         )
 
 
 @contextmanager
-def serving(home: Path, *arguments: str, settings: str = "") -> Iterator[Server]:
-    """A server that is ready, stopped by SIGTERM at the end. `settings` is the text of its TOML file."""
+def serving(
+    home: Path,
+    *arguments: str,
+    settings: str = "",
+    policy: Sequence[str] = (),
+    command: Sequence[str | Path] = (ANDTHEN,),
+) -> Iterator[Server]:
+    """A server that is ready, stopped by SIGTERM at the end. `settings` is the text of its TOML file, and `policy` what
+    its key is made with."""
     config = home / "andthen.toml"
     config.write_text(settings)
-    key = andthen("keys", "create", "--name", "tests", home=home).strip()
+    key = andthen("keys", "create", "--name", "tests", *policy, home=home).strip()
     port = free_port()
-    process = start(home, port, *arguments, "--config", str(config))
+    process = start(home, port, *arguments, "--config", str(config), command=command)
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until_ready(url, process, home)

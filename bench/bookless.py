@@ -1,0 +1,24 @@
+"""`andthen` with a ledger that writes nothing, to be measured beside: `python -m bench.bookless serve …`.
+
+No setting turns the ledger off, so its pen is taken away here.
+"""
+
+from __future__ import annotations
+
+from andthen.books.ledger import Bounded, Intent, Settlement
+from andthen.books.writer import LedgerWriter
+from andthen.cli import main
+
+
+async def _intend(self: LedgerWriter, intent: Intent) -> Bounded | None:
+    return None
+
+
+async def _settle(self: LedgerWriter, settlement: Settlement) -> None:
+    return None
+
+
+if __name__ == "__main__":
+    LedgerWriter.intend = _intend  # type: ignore[method-assign]
+    LedgerWriter.settle = _settle  # type: ignore[method-assign]
+    main()
