@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 FOLDER = Path("requirements")
@@ -17,6 +18,8 @@ COMPILE = (
     *("uv", "pip", "compile", "--no-config", "--quiet", "--universal", "--python-version", "3.11"),
     *("--generate-hashes", "--no-emit-index-url", "--no-emit-find-links"),
 )
+COMPILED_HERE = "llama-cpp-python"
+"""The extra that no lock has."""
 
 
 def recipes(folder: Path = FOLDER) -> dict[Path, tuple[str, ...]]:
@@ -24,11 +27,18 @@ def recipes(folder: Path = FOLDER) -> dict[Path, tuple[str, ...]]:
     locks: dict[Path, tuple[str, ...]] = {
         folder / "runtime.txt": ("pyproject.toml",),
         folder / "dev.txt": ("pyproject.toml", "--group", "dev", "--constraints", str(folder / "runtime.txt")),
+        folder / "image.txt": ("pyproject.toml", *_extras(), "--constraints", str(folder / "dev.txt")),
         folder / "build.txt": (str(folder / "build.in"), "--constraints", str(folder / "dev.txt")),
     }
     for source in sorted(folder.glob("client-*.in")):
         locks[source.with_suffix(".txt")] = (str(source),)
     return locks
+
+
+def _extras() -> list[str]:
+    """What the container's image has: all that needs no compiler."""
+    extras = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
+    return [f"--extra={extra}" for extra in extras if extra != COMPILED_HERE]
 
 
 def main(options: list[str]) -> None:
