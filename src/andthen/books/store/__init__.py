@@ -26,11 +26,12 @@ from andthen.books.store.errors import (
 )
 from andthen.books.store.export import Export
 from andthen.books.store.keys import CLI, FIRST_KEY_NAME, Change, IssuedKey, KeyChange, Keys
-from andthen.books.store.ledger import Ledger, Spent
+from andthen.books.store.ledger import Ledger
 from andthen.books.store.postgres import MIGRATION_LOCK, is_url, postgres_engine
 from andthen.books.store.removal import Removal
 from andthen.books.store.replies import Replies
 from andthen.books.store.schema import HEAD, METADATA
+from andthen.books.store.spending import Spent
 from andthen.books.store.sqlite import back_up, sqlite_engine
 from andthen.books.store.texts import KeptTexts
 from andthen.books.store.usage import Group, UsageBook, UsageRow
