@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
+import hashlib
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 import redis.asyncio
 import structlog
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError
 from redis.maint_notifications import MaintNotificationsConfig
 
 TIMEOUT_S = 0.25
@@ -26,6 +28,8 @@ LONGEST_PROBE_S = 2.0
 
 _FIRST_PROBE_S = 0.1
 _CONNECTIONS = 16
+_AT_ONCE = 128
+"""Scripts that are asked for together."""
 
 _LOG = structlog.get_logger("andthen.redis")
 
@@ -34,6 +38,14 @@ _Answer = TypeVar("_Answer")
 
 class Away(Exception):
     """Redis does not answer, or not as it should."""
+
+
+class Script(NamedTuple):
+    """A script to be run, which answers whole numbers."""
+
+    text: str
+    keys: Sequence[str]
+    arguments: Sequence[str | int]
 
 
 class RedisLink:
@@ -64,6 +76,8 @@ class RedisLink:
         self._away_since_s: float | None = None
         self.lost = asyncio.Event()
         """Set while it is away."""
+        self._asked: list[tuple[Script, asyncio.Future[list[int]]]] = []
+        self._asking: asyncio.Task[None] | None = None
 
     @property
     def away(self) -> bool:
@@ -79,6 +93,59 @@ class RedisLink:
             if self.away:
                 raise Away
             return await self._run(ask)
+
+    async def run_script(self, script: Script) -> list[int]:
+        """What a script answers. Those that gather while others are asked for go out together, in their order: one by
+        one, the client's work for each is most of what it costs.
+
+        Raises:
+            Away
+        """
+        answer: asyncio.Future[list[int]] = asyncio.get_running_loop().create_future()
+        self._asked.append((script, answer))
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask(), name="andthen-redis")
+        return await answer
+
+    async def _ask(self) -> None:
+        while asked := self._asked[:_AT_ONCE]:
+            del self._asked[:_AT_ONCE]
+            try:
+                found = await self.run(functools.partial(self.execute, [script for script, _ in asked]))
+            except Away:
+                for _, answer in asked:
+                    if not answer.done():
+                        answer.set_exception(Away())
+            else:
+                for (_, answer), numbers in zip(asked, found, strict=True):
+                    if not answer.done():
+                        answer.set_result(numbers)
+
+    async def execute(self, scripts: Sequence[Script]) -> list[list[int]]:
+        """What each of them answers. To be asked within `run` or a probe alone."""
+        found = await self._together(scripts)
+        if unknown := [place for place, answer in enumerate(found) if isinstance(answer, NoScriptError)]:
+            for text in {scripts[place].text for place in unknown}:
+                await self.client.script_load(text)
+            again = await self._together([scripts[place] for place in unknown])
+            for place, answer in zip(unknown, again, strict=True):
+                found[place] = answer
+        for answer in found:
+            if isinstance(answer, Exception):
+                raise answer
+        return found
+
+    async def _together(self, scripts: Sequence[Script]) -> list[Any]:
+        if len(scripts) == 1:  # for one alone a pipeline is the dearer way
+            ((text, keys, arguments),) = scripts
+            try:
+                return [await self.client.evalsha(_digest(text), len(keys), *keys, *arguments)]
+            except NoScriptError as error:
+                return [error]
+        async with self.client.pipeline(transaction=False) as pipeline:
+            for text, keys, arguments in scripts:
+                pipeline.evalsha(_digest(text), len(keys), *keys, *arguments)
+            return list(await pipeline.execute(raise_on_error=False))
 
     async def _run(self, ask: Callable[[], Awaitable[_Answer]]) -> _Answer:
         try:
@@ -117,3 +184,9 @@ class RedisLink:
             self._away_since_s = time.monotonic()
             _LOG.error("redis_gone", **self._told, reason=f"{type(error).__name__}: {error}")
         self.lost.set()
+
+
+@functools.cache
+def _digest(script: str) -> str:
+    """By which Redis knows it."""
+    return hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest()

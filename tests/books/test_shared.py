@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from andthen.books import scripts
-from andthen.books.limits import WINDOW_MS, Bounds, KeyLog, Refused, slot_ms
-from andthen.contract.errors import LimitsUnavailable
+from andthen.books.limits import WINDOW_MS, Bounds, Grant, KeyLog, Refused, slot_ms
+from andthen.contract.errors import LimitsUnavailable, RateLimited
 from tests.books.limiting import REDIS, fresh_prefix, redis_of_its_own, shared, until
 from tests.books.test_limiters import dies_with_a_request, fits
 
@@ -218,6 +218,18 @@ async def test_a_crowd_that_asks_at_once_is_no_sign_of_a_redis_that_is_gone() ->
         grants = await asyncio.gather(*taking)
         assert limiter.state == "ok"
         assert max(grant.standing.requests for grant in grants if grant.standing) == 600
+
+
+async def test_a_crowd_finds_a_redis_that_forgot_the_scripts_and_each_gets_its_own_answer(tmp_path: Path) -> None:
+    with redis_of_its_own(tmp_path) as server, redis.Redis.from_url(server.url) as client:
+        async with shared(server.url, prefix="t", gone="closed", timeout_s=2.0) as limiter:
+            client.script_flush()
+            bounds = Bounds(requests=40)
+            taken = await asyncio.gather(*(limiter.take(KEY, bounds, 1) for _ in range(60)), return_exceptions=True)
+            assert limiter.state == "ok"
+    standings = [one.standing.requests for one in taken if isinstance(one, Grant) and one.standing]
+    assert sorted(standings) == list(range(1, 41))
+    assert sum(isinstance(one, RateLimited) for one in taken) == 20
 
 
 async def test_a_redis_that_runs_no_scripts_counts_as_gone_and_is_told_once(tmp_path: Path) -> None:

@@ -122,5 +122,3 @@ return {1}
 """
 )
 """ARGV: the spans; the grants' ids. A Redis that came back empty learns so what runs."""
-
-ALL = (TAKE, SETTLE, RENEW)

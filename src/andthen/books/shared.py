@@ -35,7 +35,7 @@ from andthen.books.limits import (
     slot_ms,
 )
 from andthen.contract.errors import LimitsUnavailable
-from andthen.redis_link import LONGEST_PROBE_S, TIMEOUT_S, Away, RedisLink
+from andthen.redis_link import LONGEST_PROBE_S, TIMEOUT_S, Away, RedisLink, Script
 
 LEASE_S = 15.0
 
@@ -87,7 +87,6 @@ class SharedLimiter:
         self._lease_s = lease_s
         self._prefix = prefix
         self._redis = RedisLink(url, "limits", timeout_s)
-        self._scripts = {text: self._redis.client.register_script(text) for text in scripts.ALL}
         self._running: dict[str, str] = {}
         """A grant's id → its key's."""
         self._owed: dict[str, _Owed] = {}
@@ -214,11 +213,11 @@ class SharedLimiter:
 
     async def _probe(self) -> None:
         """A renewal for a key that is nobody's: it needs all that the others need, scripts and writes."""
-        await self._scripts[scripts.RENEW](keys=self._names("probe"), args=[*self._spans(), "probe"])
+        await self._redis.execute([Script(scripts.RENEW, self._names("probe"), [*self._spans(), "probe"])])
 
     async def _run(self, script: str, names: Sequence[str], arguments: Sequence[str | int]) -> list[int]:
         """Raises Away."""
-        return await self._redis.run(lambda: self._scripts[script](keys=names, args=arguments))
+        return await self._redis.run_script(Script(script, names, arguments))
 
     def _names(self, key_id: str) -> list[str]:
         """In braces is what a cluster shards by."""
