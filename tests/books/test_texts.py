@@ -153,6 +153,13 @@ async def test_by_default_nothing_is_kept() -> None:
         assert keeper.begin("cmpl-1", asked()) is None
 
 
+async def test_a_server_that_stops_with_nothing_to_write_writes_nothing() -> None:
+    store = Fake()
+    async with Texts(store, KEPT):
+        await asyncio.sleep(0.01)
+    assert store.asked == 0
+
+
 async def test_texts_are_written_redacted_and_the_last_before_the_end() -> None:
     store = Fake()
     async with Texts(store, KEPT) as keeper:

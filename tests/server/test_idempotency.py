@@ -65,6 +65,24 @@ def test_the_same_request_gets_the_same_reply_and_is_worked_on_once(scripted: Ru
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_with_the_last_byte_has_the_whole_reply(scripted: Running, stream: bool) -> None:
+    """A client knows a reply's end by its length, or by its last frame."""
+
+    def ended(status: int) -> float:
+        page = scripted.ask("GET", "/metrics").body.decode()
+        found = re.search(rf'andthen_requests_total\{{route="completions",status="{status}"\}} (\S+)', page)
+        return float(found[1]) if found else 0
+
+    asked(scripted, f"leaving-{stream}", stream=stream)
+    whole, left = ended(200), ended(499)
+    for _ in range(5):
+        with scripted.sent("go", f"idempotency-key: leaving-{stream}", max_tokens=4, stream=stream) as connection:
+            read_until(connection, b"[DONE]" if stream else b'"total_tokens"')
+    scripted.until(lambda: ended(200) + ended(499) == whole + left + 5, "five have left")
+    assert ended(499) == left
+
+
 def test_the_order_of_fields_makes_no_other_request(scripted: Running) -> None:
     bodies = (
         '{"model":"local/count","prompt":"go","max_tokens":2}',

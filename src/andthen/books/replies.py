@@ -41,10 +41,12 @@ class Start(Struct, frozen=True, tag=True):
     headers: list[tuple[bytes, bytes]]
 
 
-class Data(Struct, frozen=True, tag=True):
+class Data(Struct, frozen=True, tag=True, omit_defaults=True):
     """More of its body."""
 
     data: bytes
+    last: bool = False
+    """No more comes."""
 
 
 class End(Struct, frozen=True, tag=True):

@@ -123,7 +123,8 @@ class Texts:
             drafts, self._waiting = self._waiting, []
             lost, self._lost = self._lost, 0
             try:
-                await asyncio.to_thread(self._write, redactor, drafts)
+                if drafts:
+                    await asyncio.to_thread(self._write, redactor, drafts)
             except BooksError as error:
                 lost += len(drafts)
                 _LOG.warning("texts_lost", requests=lost, reason=str(error))

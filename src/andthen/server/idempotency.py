@@ -131,11 +131,10 @@ async def _play(
             exchange.streams = (b"content-type", b"text/event-stream") in headers
             await exchange.start(piece.status, [*headers, _REPLAYED] if replayed else headers)
         elif isinstance(piece, Data):
-            await exchange.write(piece.data)
-        elif piece.whole:
-            await before_end()
-            await exchange.write(b"", more=False)
-        else:
+            if piece.last:
+                await before_end()
+            await exchange.write(piece.data, more=not piece.last)
+        elif not piece.whole:
             await before_end()
             await exchange.break_off(b"")  # the error stands in what was sent
 
@@ -199,7 +198,7 @@ class _Made:
             if message["body"]:
                 self._recording.add(Data(message["body"]))
         else:
-            self._last, self._is_whole = [Data(message["body"])], True
+            self._last, self._is_whole = [Data(message["body"], last=True)], True
 
     def cut(self) -> None:
         """The reply ends where it is."""
