@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import threading
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from sqlalchemy import event
 
+from andthen.books.ledger import Intent
 from andthen.books.replies import (
     Data,
     End,
@@ -27,10 +30,11 @@ from andthen.books.replies import (
 from andthen.books.sealing import Seal, Unreadable
 from andthen.books.settings import BooksSettings
 from andthen.books.store import SqlStore, StoreUnavailable, open_store
-from andthen.books.store.replies import Claim, ReplyPlace
+from andthen.books.store.replies import Claim, Claimed, ReplyPlace
 
 KEY = "key-1"
 SECRET = "sk-andthen-secret"
+WAIT_S = 20.0
 BEGUN = Start(200, [(b"content-type", b"text/event-stream")])
 
 
@@ -254,6 +258,119 @@ async def test_a_database_that_is_gone_for_a_moment_loses_nothing(any_store: Sql
         recording.add(Data(b"in the gap "))
         await asyncio.sleep(0.05)
         gapped.gone = False
+        await recording.end([Data(b"and after")], whole=True)
+        recording.release()
+        assert await joined(await others(two)) == ([BEGUN, End(True)], b"in the gap and after")
+
+
+class Late:
+    """A store whose first claim is made at once and answered late."""
+
+    def __init__(self, store: SqlStore) -> None:
+        self._store = store
+        self.made = threading.Event()
+        self.answers = threading.Event()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def claim_reply(self, claim: Claim) -> Claimed:
+        claimed = self._store.claim_reply(claim)
+        if not self.made.is_set():
+            self.made.set()
+            self.answers.wait(WAIT_S)
+        return claimed
+
+
+async def test_a_claim_that_is_not_answered_yet_is_nobody_elses(any_store: SqlStore) -> None:
+    late = Late(any_store)
+    any_store.renew("h", 60.0)
+    store: ReplyStore = late
+    async with KeptReplies(store, "h", BooksSettings()) as one:
+        first = asyncio.create_task(one.claim(slip(), "cmpl-1"))
+        await asyncio.to_thread(late.made.wait, WAIT_S)
+        second = asyncio.create_task(one.claim(slip(), "cmpl-2"))
+        await asyncio.wait([second], timeout=0.3)
+        late.answers.set()
+        assert isinstance(await first, Recording)
+        assert not isinstance(await second, Recording)
+
+
+async def test_a_claim_that_nothing_answers_is_refused_and_taken_back(any_store: SqlStore) -> None:
+    late = Late(any_store)
+    any_store.renew("h", 60.0)
+    store: ReplyStore = late
+    async with KeptReplies(store, "h", BooksSettings()) as one:
+        with pytest.raises(StoreUnavailable):
+            await one.claim(slip(), "cmpl-1")
+        late.answers.set()
+        assert isinstance(await one.claim(slip(), "cmpl-2"), Recording)
+
+
+def test_a_reply_that_has_ended_is_not_lost(any_store: SqlStore) -> None:
+    """Who read that it is being made may hear only after its end that nobody here makes it."""
+    one, two = (ReplyPlace(KEY, b"n" * 32, f"cmpl-{n}") for n in (1, 2))
+    any_store.renew("h", 60.0)
+    any_store.claim_reply(Claim(place=one, body=b"", holder="h", keep_ms=60_000))
+    any_store.add_reply_part(one, 0, b"all", state="whole")
+    claimed = any_store.claim_reply(Claim(place=two, body=b"", holder="h", keep_ms=60_000, lost="cmpl-1"))
+    assert (claimed.request_id, claimed.state) == ("cmpl-1", "whole")
+
+
+def test_a_request_that_is_under_way_keeps_its_reply_though_its_lease_ran_out(any_store: SqlStore) -> None:
+    """A database that was gone took no renewal: the ledger tells who is dead."""
+    one, two = (ReplyPlace(KEY, b"n" * 32, f"cmpl-{n}") for n in (1, 2))
+    any_store.renew("one", 60.0)
+    any_store.claim_reply(Claim(place=one, body=b"", holder="one", keep_ms=60_000))
+    any_store.record([Intent(id="cmpl-1", key_id=KEY, holder="one", model="m", started_at_ms=1)])
+    any_store.renew("one", -1.0)
+    claim = Claim(place=two, body=b"", holder="two", keep_ms=60_000)
+    assert any_store.claim_reply(claim).request_id == "cmpl-1"
+    assert any_store.release_lost(["one"]) == 1
+    assert any_store.claim_reply(claim).request_id == "cmpl-2"
+
+
+def test_what_is_claimed_anew_is_not_forgotten_for_what_was_there(postgres: str) -> None:
+    open_store(postgres, migrate=True).close()
+    one, two = (ReplyPlace(KEY, b"n" * 32, f"cmpl-{n}") for n in (1, 2))
+    with closing(open_store(postgres)) as store, closing(open_store(postgres)) as other:
+        store.renew("h", 60.0)
+        store.claim_reply(Claim(place=one, body=b"", holder="h", keep_ms=-1))
+        store.add_reply_part(one, 0, b"old", state="whole")
+
+        def claim_between(*executing: Any) -> None:
+            if "DELETE" in executing[2] and other.reply_parts(two, 0) is None:
+                other.claim_reply(Claim(place=two, body=b"", holder="h", keep_ms=60_000))
+
+        event.listen(store._engine, "before_cursor_execute", claim_between)
+        store.forget_replies(2**20)
+        assert store.add_reply_part(two, 0, b"new", state="whole") == 3
+
+
+class Unsure(Gapped):
+    """A store that is gone before it can say that it has written a part."""
+
+    def add_reply_part(self, *part: Any, **state: Any) -> int | None:
+        size = self._store.add_reply_part(*part, **state)
+        if self.gone:
+            self.gone = False
+            raise StoreUnavailable("gone")
+        return size
+
+
+async def test_a_part_of_which_nobody_knows_whether_it_is_there_is_neither_lost_nor_doubled(
+    any_store: SqlStore,
+) -> None:
+    unsure = Unsure(any_store)
+    any_store.renew("h", 60.0)
+    store: ReplyStore = unsure
+    async with KeptReplies(store, "h", BooksSettings()) as one, process(any_store) as two:
+        recording = await begun(one)
+        unsure.gone = True
+        recording.add(BEGUN)
+        while unsure.gone:
+            await asyncio.sleep(0.01)
+        recording.add(Data(b"in the gap "))
         await recording.end([Data(b"and after")], whole=True)
         recording.release()
         assert await joined(await others(two)) == ([BEGUN, End(True)], b"in the gap and after")

@@ -11,9 +11,11 @@ import asyncio
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Any, Protocol, Self, TypeVar
 
 import msgspec
 import structlog
@@ -22,16 +24,23 @@ from msgspec.structs import replace
 
 from andthen.books.sealing import Seal, Unreadable
 from andthen.books.settings import BooksSettings
-from andthen.books.store.errors import BooksError
+from andthen.books.store.errors import BooksError, StoreUnavailable
 from andthen.books.store.replies import Claim, Claimed, KeptParts, ReplyPlace, ReplyState
 
 _FORGET_INTERVAL_S = 60.0
 _PAY_INTERVAL_S = 1.0
 _POLL_S = 0.05
+_LONGEST_POLL_S = 0.4
 _TRY_AGAIN_S = 0.5
+_CLAIM_WAIT_S = 2.0
+"""A request whose reply can't be looked up within this is refused."""
 _END_WAIT_S = 5.0
 """How long a reply's end waits for a database that is gone. Then it goes out, and is not kept."""
+_THREADS = 4
+"""Replies wait for a slow database in these, and keep neither the ledger's connections nor anybody else's threads."""
 _LOG = structlog.get_logger("andthen.replies")
+
+_Answer = TypeVar("_Answer")
 
 
 class Start(Struct, frozen=True, tag=True):
@@ -121,7 +130,10 @@ class KeptReplies:
         self.store = store
         self.settings = settings
         self._holder = holder
+        self._threads = ThreadPoolExecutor(_THREADS, "replies")
         self._making: dict[str, Recording] = {}
+        self._claiming: set[str] = set()
+        """Requests that may be given a reply to make, and have not heard of it."""
         self._owed: set[ReplyPlace] = set()
         """Not made here any more, which the database is yet to be told."""
 
@@ -135,6 +147,7 @@ class KeptReplies:
         self._keeper.cancel()
         await asyncio.wait([self._keeper])
         await self._pay()
+        await asyncio.to_thread(self._threads.shutdown)
 
     async def claim(self, slip: Slip, request_id: str) -> Recording | AsyncIterator[Piece]:
         """A recording to be made, where nobody has the reply; else the pieces of the one that there is.
@@ -148,18 +161,25 @@ class KeptReplies:
         place = slip.place(request_id)
         keep_ms = round(1000 * self.settings.reply_keep_s)
         claim = Claim(place=place, body=slip.body, holder=self._holder, keep_ms=keep_ms)
-        while True:
-            found = await self._claim(claim)
-            if found.request_id == request_id:
-                made = self._making[request_id] = Recording(self, place, slip.seal)
-                return made
-            if found.body != slip.body:
-                raise OtherBody
-            if made_here := self._making.get(found.request_id):
-                return made_here.follow()
-            if found.state != "running" or found.holder != self._holder:
-                return self._read(slip, found.request_id)
-            claim = replace(claim, lost=found.request_id)
+        self._claiming.add(request_id)
+        try:
+            while True:
+                found = await self._claim(claim)
+                if found.request_id == request_id:
+                    made = self._making[request_id] = Recording(self, place, slip.seal)
+                    return made
+                if found.body != slip.body:
+                    raise OtherBody
+                if made_here := self._making.get(found.request_id):
+                    return made_here.follow()
+                if found.state != "running" or found.holder != self._holder:
+                    return self._read(slip, found.request_id)
+                if found.request_id in self._claiming:
+                    await asyncio.sleep(_POLL_S)
+                else:
+                    claim = replace(claim, lost=found.request_id)
+        finally:
+            self._claiming.discard(request_id)
 
     def forget(self, place: ReplyPlace) -> None:
         """It is not made here any more, and not kept."""
@@ -169,19 +189,26 @@ class KeptReplies:
         """All of it was told."""
         self._making.pop(place.request_id, None)
 
+    def ask(self, store: Callable[..., _Answer], *of: Any, **named: Any) -> asyncio.Future[_Answer]:
+        """What a method of the store says."""
+        return asyncio.get_running_loop().run_in_executor(self._threads, partial(store, *of, **named))
+
     async def _claim(self, claim: Claim) -> Claimed:
-        claiming = asyncio.ensure_future(asyncio.to_thread(self.store.claim_reply, claim))
+        claiming = self.ask(self.store.claim_reply, claim)
         try:
-            return await asyncio.shield(claiming)
-        except asyncio.CancelledError:
+            async with asyncio.timeout(_CLAIM_WAIT_S):
+                return await asyncio.shield(claiming)
+        except (asyncio.CancelledError, TimeoutError) as error:
             claiming.add_done_callback(lambda _: self.forget(claim.place))
+            if isinstance(error, TimeoutError):
+                raise StoreUnavailable(f"the database has told nothing for {_CLAIM_WAIT_S:g} s") from None
             raise
 
     async def _read(self, slip: Slip, request_id: str) -> AsyncIterator[Piece]:
         """The pieces of a reply that another process makes, or one made."""
-        place, read = slip.place(request_id), 0
+        place, read, poll_s = slip.place(request_id), 0, _POLL_S
         while True:
-            kept = await asyncio.to_thread(self.store.reply_parts, place, read)
+            kept = await self.ask(self.store.reply_parts, place, read)
             if kept is None:
                 raise Gone
             if kept.state == "large":
@@ -199,8 +226,8 @@ class KeptReplies:
                 return
             if not kept.lives:
                 raise Gone
-            if not kept.parts:
-                await asyncio.sleep(_POLL_S)
+            poll_s = _POLL_S if kept.parts else min(2 * poll_s, _LONGEST_POLL_S)
+            await asyncio.sleep(poll_s)
 
     async def _keep_house(self) -> None:
         forget_at_s = 0.0
@@ -210,12 +237,12 @@ class KeptReplies:
             if time.monotonic() >= forget_at_s:
                 forget_at_s = time.monotonic() + _FORGET_INTERVAL_S
                 with contextlib.suppress(BooksError):
-                    await asyncio.to_thread(self.store.forget_replies, self.settings.replies_bytes)
+                    await self.ask(self.store.forget_replies, self.settings.replies_bytes)
 
     async def _pay(self) -> None:
         with contextlib.suppress(BooksError):
             for place in list(self._owed):
-                await asyncio.to_thread(self.store.forget_reply, place)
+                await self.ask(self.store.forget_reply, place)
                 self._owed.discard(place)
 
 
@@ -296,25 +323,29 @@ class Recording:
             pieces = [*self._pieces[self._kept :], *last]
             if not pieces and not ending:
                 return
-            try:
-                await self._put(pieces, state)
-            except BooksError:
-                await asyncio.sleep(_TRY_AGAIN_S)
-            else:
-                if ending:
-                    return
+            await self._put(pieces, state)
+            if ending:
+                return
 
     async def _put(self, pieces: Sequence[Piece], state: ReplyState) -> None:
         sealed = self._seal.close(_encode(pieces), _label(self._place, self._parts)) if pieces else None
-        add = self._replies.store.add_reply_part
-        size = await asyncio.to_thread(add, self._place, self._parts, sealed, state=state)
+        size = await self._add(sealed, state)
         self._kept += len(pieces)
         self._parts += sealed is not None
         if size is None:
             self._is_kept = False
         elif size > self._replies.settings.reply_bytes:
             self._is_kept = False
-            await asyncio.to_thread(add, self._place, self._parts, None, state="large")
+            await self._add(None, "large")
+
+    async def _add(self, sealed: bytes | None, state: ReplyState) -> int | None:
+        """Tries until it is known to be there. Always the same bytes: a try that failed may have written them."""
+        while True:
+            try:
+                add = self._replies.store.add_reply_part
+                return await self._replies.ask(add, self._place, self._parts, sealed, state=state)
+            except BooksError:
+                await asyncio.sleep(_TRY_AGAIN_S)
 
 
 def _label(place: ReplyPlace, number: int) -> str:

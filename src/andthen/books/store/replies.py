@@ -13,7 +13,7 @@ from msgspec import Struct
 
 from andthen.books.store.database import Database
 from andthen.books.store.ledger import clock_ms, insert
-from andthen.books.store.schema import HOLDERS, REPLIES, REPLY_PARTS
+from andthen.books.store.schema import HOLDERS, REPLIES, REPLY_PARTS, REQUESTS
 
 ReplyState = Literal["running", "whole", "broken", "large"]
 """It is being made; it is complete; it ended with an error in its middle; it is too large to be kept."""
@@ -81,7 +81,7 @@ class Replies(Database):
                 found = _found(connection, place, now_ms)
                 if found is None:
                     continue  # it was forgotten meanwhile
-                if found.lives and found.request_id != claim.lost:
+                if found.lives and not (found.state == "running" and found.request_id == claim.lost):
                     return Claimed(found.request_id, found.body, found.holder, found.state)
                 mine = sa.and_(_at(REPLIES, place), REPLIES.c.request_id == found.request_id)
                 if connection.execute(REPLIES.update().where(mine).values(row)).rowcount:
@@ -134,16 +134,21 @@ class Replies(Database):
     def forget_replies(self, most_bytes: int) -> int:
         """Removes those that are over their time, and the oldest until no more than `most_bytes` are kept; how many."""
         names = (REPLIES.c.key_id, REPLIES.c.name)
+        made = (*names, REPLIES.c.request_id)
         upto = sa.func.sum(REPLIES.c.bytes).over(order_by=(REPLIES.c.expires_at_ms.desc(), *names))
         forgotten = 0
         while True:
             with self.writing() as connection:
                 old = REPLIES.c.expires_at_ms <= clock_ms(connection)
-                kept = sa.select(*names, old.label("old"), upto.label("upto")).subquery()
-                gone = sa.select(kept.c.key_id, kept.c.name).where(sa.or_(kept.c.old, kept.c.upto > most_bytes))
-                found = [tuple(row) for row in connection.execute(gone.limit(_AT_ONCE))]
-                for table in (REPLY_PARTS, REPLIES):
-                    connection.execute(table.delete().where(sa.tuple_(table.c.key_id, table.c.name).in_(found)))
+                kept = sa.select(*made, old.label("old"), upto.label("upto")).subquery()
+                gone = sa.select(*(kept.c[column.name] for column in made))
+                gone = gone.where(sa.or_(kept.c.old, kept.c.upto > most_bytes)).limit(_AT_ONCE)
+                found = [tuple(row) for row in connection.execute(gone)]
+                # Not one that was claimed anew meanwhile.
+                removed = REPLIES.delete().where(sa.tuple_(*made).in_(found)).returning(*names)
+                theirs = [tuple(row) for row in connection.execute(removed)]
+                parts = sa.tuple_(REPLY_PARTS.c.key_id, REPLY_PARTS.c.name)
+                connection.execute(REPLY_PARTS.delete().where(parts.in_(theirs)))
             forgotten += len(found)
             if len(found) < _AT_ONCE:
                 return forgotten
@@ -160,11 +165,13 @@ class _Found(Struct, frozen=True):
 
 def _found(connection: sa.Connection, place: ReplyPlace, now_ms: int) -> _Found | None:
     lease = sa.select(HOLDERS.c.until_ms).where(HOLDERS.c.id == REPLIES.c.holder).scalar_subquery().label("until_ms")
-    row = connection.execute(sa.select(REPLIES, lease).where(_at(REPLIES, place))).first()
+    # While the database is gone no lease is renewed. So who has a request open is dead only when the ledger says so.
+    works = sa.exists().where(REQUESTS.c.id == REPLIES.c.request_id, REQUESTS.c.settled_at_ms.is_(None)).label("works")
+    row = connection.execute(sa.select(REPLIES, lease, works).where(_at(REPLIES, place))).first()
     if row is None:
         return None
     running = row.state == "running"
-    lives = (row.until_ms or 0) > now_ms if running else row.expires_at_ms > now_ms
+    lives = row.works or (row.until_ms or 0) > now_ms if running else row.expires_at_ms > now_ms
     return _Found(row.request_id, bytes(row.body), row.holder, row.state, row.parts, lives)
 
 
