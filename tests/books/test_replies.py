@@ -282,7 +282,10 @@ class Late:
         return claimed
 
 
-async def test_a_claim_that_is_not_answered_yet_is_nobody_elses(any_store: SqlStore) -> None:
+async def test_a_claim_that_is_not_answered_yet_is_nobody_elses(
+    any_store: SqlStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("andthen.books.replies._CLAIM_WAIT_S", WAIT_S)
     late = Late(any_store)
     any_store.renew("h", 60.0)
     store: ReplyStore = late

@@ -6,6 +6,7 @@ import json
 import re
 import signal
 import sqlite3
+import time
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -193,6 +194,20 @@ def test_an_error_that_was_billed_is_kept_and_told_again(before_a_vendor: tuple[
     assert len(vendor.sent) == before + 1
 
 
+def test_tokens_are_counted_once_for_who_leaves_while_the_reply_is_kept(tmp_path: Path) -> None:
+    with running(tmp_path / "server") as server:
+        with closing(sqlite3.connect(server.home / "andthen.db", isolation_level=None)) as raw:
+            with server.sent("slow", "idempotency-key: kept", max_tokens=3):
+                server.until_jobs(1)
+                raw.execute("BEGIN IMMEDIATE")
+                server.until_jobs(0)
+            server.until(
+                lambda: bool(server.events("request")) and server.events("request")[-1]["status"] == 499, "left"
+            )
+        server.until(lambda: rows(server.home)[0]["status"] == 200, "settled")
+        assert counted(server) == 3
+
+
 def test_stopping_waits_for_work_without_a_client(tmp_path: Path) -> None:
     with running(tmp_path / "server") as server:
         with server.sent("slow", "idempotency-key: last", max_tokens=8):
@@ -210,6 +225,20 @@ def test_stopping_ends_what_takes_longer_than_the_drain(tmp_path: Path) -> None:
         (row,) = rows(server.home)
         assert (row["status"], row["code"]) == (503, "shutting_down")
         assert row["completion_tokens"] > 0
+
+
+def test_stopping_bills_what_was_made_and_waits_to_be_kept(tmp_path: Path) -> None:
+    with running(tmp_path / "server", "drain_s = 0.3") as server:
+        with server.sent("slow", "idempotency-key: last", max_tokens=3):
+            server.until_jobs(1)
+        with closing(sqlite3.connect(server.home / "andthen.db", isolation_level=None)) as raw:
+            raw.execute("BEGIN IMMEDIATE")
+            server.until_jobs(0)
+            server.process.send_signal(signal.SIGTERM)
+            time.sleep(1)  # the drain is over, and the database takes nothing
+        assert server.process.wait(WAIT_S) == 0
+        (row,) = rows(server.home)
+        assert (row["status"], row["completion_tokens"]) == (200, 3)
 
 
 def test_replicas_share_the_reply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -288,7 +288,9 @@ class Recording:
         self._give_up()
 
     def release(self) -> None:
-        """Tells the end."""
+        """Tells the end. What is not kept by now is not kept."""
+        if self._keeping is not None:
+            self._keeping.cancel()
         self._replies.ended(self._place)
         self._tell(self._last)
 

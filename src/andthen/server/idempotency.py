@@ -62,7 +62,7 @@ async def complete_once(services: Services, exchange: Exchange, key: str, run: R
         try:
             await _play(exchange, recording.follow(), replayed=False)
         finally:
-            made.has_client = False
+            made.is_told = inner.usage is not None
             exchange.model, exchange.code = inner.model, inner.code
             exchange.usage, exchange.source_s, exchange.note = inner.usage, inner.source_s, inner.note
 
@@ -148,8 +148,8 @@ class _Made:
     on_gone: Callable[[], object] | None = None
 
     def __init__(self, recording: Recording) -> None:
-        self.has_client = True
-        """Whoever asked first is there still, and has what is to be told of it."""
+        self.is_told = True
+        """What was used is counted with the request that asked first: that is there still, or knew it when it left."""
         self._recording = recording
         self._last: list[Start | Data] = []
         self._is_whole = False
@@ -179,15 +179,17 @@ class _Made:
             self._recording.drop([], whole=False)
             raise
         else:
-            if booking.has_cost or (self._is_whole and (exchange.status or 500) < 400):
-                await self._recording.end(self._last, whole=self._is_whole)
-            else:
-                self._recording.drop(self._last, whole=self._is_whole)
-            booking.waits = False
-            await booking.settle()
+            try:
+                if booking.has_cost or (self._is_whole and (exchange.status or 500) < 400):
+                    await self._recording.end(self._last, whole=self._is_whole)
+                else:
+                    self._recording.drop(self._last, whole=self._is_whole)
+            finally:  # also where the server stops meanwhile
+                booking.waits = False
+                await booking.settle()
         finally:
             self._recording.release()
-            if not self.has_client and exchange.model is not None and exchange.usage is not None:
+            if not self.is_told and exchange.model is not None and exchange.usage is not None:
                 services.metrics.model(exchange.model).count_tokens(exchange.usage)
 
     async def _put(self, message: Message) -> None:
