@@ -207,7 +207,12 @@ def _complete(path: str) -> Json:
         *WITH_KEY,
         errors.ModelNotAllowed,
         errors.ModelNotFound,
+        errors.RateLimited,
+        errors.BudgetExceeded,
+        errors.LimitsUnavailable,
+        errors.LedgerUnavailable,
         *_BY_THE_ENGINE,
+        *errors.UpstreamError.__subclasses__(),
     )
     made = operation(_name("complete", path), "Complete a text", done, refusals, body="CompletionRequest")
     content = made["requestBody"]["content"]["application/json"]
