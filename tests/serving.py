@@ -60,7 +60,7 @@ def andthen(*arguments: str, home: Path) -> str:
 
 def start(home: Path, port: int, *arguments: str, command: Sequence[str | Path] = (ANDTHEN,)) -> subprocess.Popen[str]:
     """`andthen serve` with its state in this folder; what it says is added to the log there."""
-    whole: list[str | Path] = [*command, "serve", "--port", str(port), *arguments]
+    whole: list[str | Path] = [*command, "serve", *arguments, "--port", str(port)]
     with (home / LOG).open("a") as output:
         return subprocess.Popen(
             whole, env=os.environ | {"ANDTHEN_HOME": str(home)}, stdout=output, stderr=subprocess.STDOUT, text=True
