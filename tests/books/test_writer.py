@@ -22,6 +22,7 @@ from andthen.books.writer import LedgerStore, LedgerWriter
 from tests.books.test_ledger import intent, settled
 
 TOTAL = Budget(window="total", micros=1_000)
+WAIT_S = 20.0
 
 
 class Fake:
@@ -52,6 +53,12 @@ def gone() -> None:
     raise StoreUnavailable("gone")
 
 
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
 def files(folder: Path) -> list[Path]:
     return list(folder.iterdir())
 
@@ -76,11 +83,17 @@ async def test_intents_and_settlements_reach_the_database(tmp_path: Path) -> Non
 
 
 async def test_what_gathers_during_a_commit_is_one_commit(tmp_path: Path) -> None:
-    store, slow = Fake(), threading.Event()
+    store, writes, slow = Fake(), threading.Event(), threading.Event()
+
+    def dawdle() -> None:
+        writes.set()
+        slow.wait(WAIT_S)
+
     async with writing(store, tmp_path) as pen:
-        store.mood = lambda: slow.wait(5)
+        await until(lambda: store.renewals)
+        store.mood = dawdle
         first = asyncio.create_task(pen.intend(intent(0)))
-        await asyncio.sleep(0.05)
+        await until(writes.is_set)
         others = [asyncio.create_task(pen.intend(intent(number))) for number in range(1, 20)]
         await asyncio.sleep(0.05)
         slow.set()
@@ -98,20 +111,20 @@ async def test_what_one_turn_of_the_event_loop_puts_down_is_one_commit(tmp_path:
 
 
 async def test_a_request_is_refused_soon_where_the_database_is_gone_or_slow(tmp_path: Path) -> None:
-    store = Fake()
+    store, still = Fake(), threading.Event()
     async with writing(store, tmp_path) as pen:
-        await asyncio.sleep(0.05)
+        await until(lambda: store.renewals)
         store.mood = gone
         with pytest.raises(StoreUnavailable):
             await pen.intend(intent(1))
         assert not pen.healthy
-        store.mood = lambda: time.sleep(2.5)
-        started_s = time.monotonic()
+        store.mood = lambda: still.wait(WAIT_S)
         with pytest.raises(StoreUnavailable, match="taken nothing for 2 s"):
             await pen.intend(intent(2))
-        assert time.monotonic() - started_s < 2.4
-        await asyncio.sleep(1)
-        assert store.taken
+        await asyncio.sleep(0.5)
+        still.set()
+        await until(lambda: store.taken)
+        await asyncio.sleep(0.05)
         assert not pen.healthy, "what it takes so late is no sign of health"
         store.mood = lambda: None
     assert store.taken == [[intent(2)]]
@@ -120,7 +133,7 @@ async def test_a_request_is_refused_soon_where_the_database_is_gone_or_slow(tmp_
 async def test_a_settlement_waits_beside_a_database_that_is_gone_and_is_written_once_it_is_back(tmp_path: Path) -> None:
     store = Fake()
     async with writing(store, tmp_path) as pen:
-        await asyncio.sleep(0.05)
+        await until(lambda: store.renewals)
         store.mood = gone
         await pen.settle(settled(intent(1)))
         await pen.settle(settled(intent(2)))
@@ -198,7 +211,7 @@ async def test_what_lies_beside_the_database_holds_nothing_up_and_is_lost_by_no_
 async def test_what_neither_the_database_nor_the_disk_takes_is_kept_until_one_of_them_does(tmp_path: Path) -> None:
     store, folder = Fake(), tmp_path / "full"
     async with LedgerWriter(store, "here", folder) as pen:
-        await asyncio.sleep(0.05)
+        await until(lambda: store.renewals)
         store.mood = gone
         await pen.settle(settled(intent(1)))
         folder.mkdir()
@@ -219,7 +232,7 @@ async def test_a_settlement_waits_for_no_database_that_stands_still(
     monkeypatch.setattr(writer, "_STOP_WAIT_S", 0.2)
     store, still = Fake(), threading.Event()
     async with writing(store, tmp_path) as pen:
-        await asyncio.sleep(0.05)
+        await until(lambda: store.renewals)
         store.mood = lambda: still.wait(10)
         async with asyncio.timeout(2):
             await asyncio.gather(pen.settle(settled(intent(1))), pen.settle(settled(intent(2))))
