@@ -114,7 +114,7 @@ class Control:
         try:
             config = await self._reload()
         except ConfigError as error:
-            answer = Answer(2, f"{error}. Nothing was changed")
+            answer = Answer(2, f"nothing was changed: {error}")
         except (RestartNeeded, NotReloaded) as error:
             answer = Answer(1, str(error))
         else:

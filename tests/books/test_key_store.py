@@ -64,7 +64,7 @@ def test_a_key_is_ended_by_its_name_and_ending_it_twice_changes_nothing(any_stor
 
 def test_a_name_is_free_again_once_its_key_is_ended(any_store: SqlStore) -> None:
     any_store.create_key("ci")
-    with pytest.raises(NameTaken, match="'ci' is in force"):
+    with pytest.raises(NameTaken, match="there is a key named 'ci'"):
         any_store.create_key("ci")
     first = any_store.revoke_key("ci")
     second = any_store.create_key("ci").key

@@ -68,6 +68,12 @@ def test_an_older_schema_is_refused(postgres: str, engine: sa.Engine) -> None:
         open_store(postgres)
 
 
+def test_a_server_that_is_not_there_is_told_in_one_line() -> None:
+    with pytest.raises(StoreUnavailable, match=r"refused .*connections\. See that it can be reached") as caught:
+        open_store("postgresql://127.0.0.1:1/none")
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("address", "kind"),
     [

@@ -52,7 +52,7 @@ def test_a_name_that_is_taken_is_exit_code_1(tmp_path: Path) -> None:
     run(tmp_path, "keys", "create", "--name", "ci")
     done = run(tmp_path, "keys", "create", "--name", "ci")
     assert (done.returncode, done.stdout) == (1, "")
-    assert "'ci' is in force" in done.stderr
+    assert "there is a key named 'ci': choose another name" in done.stderr
 
 
 def test_a_name_that_is_none_is_exit_code_2(tmp_path: Path) -> None:
@@ -153,6 +153,12 @@ def test_a_bound_that_cannot_be_is_told_at_its_option(tmp_path: Path, option: st
     done = run(tmp_path, "keys", "create", "--name", "ci", option, value)
     assert (done.returncode, done.stdout) == (2, "")
     assert told in done.stderr
+
+
+def test_a_window_has_one_amount_of_a_kind(tmp_path: Path) -> None:
+    done = run(tmp_path, "keys", "create", "--name", "ci", "--budget", "day=5", "--budget", "day=6")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "two amounts of one kind for day: give one in US dollars" in done.stderr
 
 
 def test_what_sets_nothing_is_no_change(tmp_path: Path) -> None:

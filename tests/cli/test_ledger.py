@@ -60,6 +60,14 @@ def test_calls_and_single_keys_are_told_too(home: Path) -> None:
     assert run(home, "ledger", "export", "--key", "nobody").returncode == 1
 
 
+def test_a_key_that_was_deleted_is_told_of_by_its_id(home: Path) -> None:
+    with closing(open_sqlite(home / "andthen.db")) as store:
+        key_id = store.delete_key("ci").id
+    assert len(run(home, "ledger", "export", "--key", key_id).stdout.splitlines()) == 4
+    assert key_id in run(home, "usage", "--since", "2027-01-01", "--key", key_id, "--csv").stdout
+    assert run(home, "usage", "--key", "ci").returncode == 1
+
+
 def test_one_request_is_shown_with_its_calls_and_its_text_if_that_is_asked_for(home: Path) -> None:
     with closing(open_sqlite(home / "andthen.db")) as store:
         store.add_texts([KeptText(request_id="cmpl-1", at_ms=1, prompts=["Ü"], completions=["x"])])

@@ -103,10 +103,9 @@ def test_a_file_that_is_wrong_changes_nothing_and_is_told(server: Running, more:
     write(server, 'done_frame = "never"\n' + more)
     done = run(server.home, "reload")
     assert (done.returncode, done.stdout) == (2, "")
-    assert str(server.home / "andthen.toml") in done.stderr
+    assert done.stderr.startswith(f"Error: nothing was changed: {server.home / 'andthen.toml'}")
     assert f"line {line}" in done.stderr
     assert why in done.stderr
-    assert done.stderr.endswith("Nothing was changed\n")
     assert {b"[DONE]" in server.complete("go", stream=True).body for _ in range(SEVERAL)} == {True}
     (told,) = server.events("not_reloaded")
     assert (told["level"], told["reason"]) == ("error", done.stderr.removeprefix("Error: ").rstrip("\n"))

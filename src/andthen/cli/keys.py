@@ -144,7 +144,7 @@ def enable(key: str) -> None:
 @click.argument("when", type=Moment(), default="now")
 @click.option("--never", is_flag=True, help="Take its end away.")
 def expire(*, key: str, when: int, never: bool) -> None:
-    """Let a key end at a time: now, 30d from now, or 2027-01-31, UTC."""
+    """Let a key end: now, unless WHEN says 30d from now, or 2027-01-31, UTC."""
     from andthen.books.store import KeyChange
 
     told = "has no end" if never else f"ends at {date(when)}"

@@ -57,7 +57,7 @@ def export(*, rows: Rows, since: int | None, until: int | None, key: str | None,
     from andthen.books.store.export import columns
 
     with _store() as store:
-        key_id = None if key is None else store.find_key(key).id
+        key_id = None if key is None else store.find_key(key, deleted=True).id
         found = store.export(rows, since_ms=since or 0, until_ms=until, key_id=key_id)
         _write(_csv(columns(rows), found) if as_csv else (json.dumps(row, ensure_ascii=False) + "\n" for row in found))
 
@@ -85,11 +85,12 @@ def show(*, request: str, text: bool) -> None:
 @click.option("--before", type=Moment(), required=True, help="What is older goes: a date, or 90d ago.")
 @click.option("--dry-run", is_flag=True, help="Tell how many rows would go, and leave them.")
 def prune(*, what: Ageing, before: int, dry_run: bool) -> None:
-    """Remove old rows for good: requests with all that is theirs, their texts alone, or the audit.
+    """Remove old rows for good.
 
-    Of requests there stays what they came to, by day, key and model: `andthen usage` and budgets do not change.
-    Requests under way stay. It may run beside servers. They do the same by themselves where `keep_requests_days`,
-    `keep_text_days` and `keep_audit_days` are set.
+    `requests` go with their calls and texts, `texts` go alone, `audit` is who changed which key. Of requests there
+    stays what they came to, by day, key and model: `andthen usage` and budgets do not change. Requests under way stay.
+    It may run beside servers. They do the same by themselves where `keep_requests_days`, `keep_text_days` and
+    `keep_audit_days` are set.
     """
     with _store() as store:
         if dry_run:

@@ -186,7 +186,10 @@ def _merged(budgets: Sequence[Budget]) -> tuple[Budget, ...]:
             continue
         field = "micros" if budget.micros is not None else "tokens"
         if getattr(known, field) is not None:
-            raise click.BadParameter(f"two bounds of one kind for {budget.window}", param_hint="--budget")
+            raise click.BadParameter(
+                f"two amounts of one kind for {budget.window}: give one in US dollars, one in tokens, or one of each",
+                param_hint="--budget",
+            )
         by_window[budget.window] = replace(known, **{field: getattr(budget, field)})
     return tuple(by_window.values())
 

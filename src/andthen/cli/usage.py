@@ -58,7 +58,7 @@ def usage(
     if as_csv and as_json:
         raise click.UsageError("Choose one of --csv and --json.")
     with closing(open_store(database(os.environ, file=config_file))) as store:
-        key_id = None if key is None else store.find_key(key).id
+        key_id = None if key is None else store.find_key(key, deleted=True).id
         rows = store.usage(groups, since_ms=since, until_ms=until, key_id=key_id)
     if as_json:
         click.echo(json.dumps([msgspec.to_builtins(row) for row in rows], indent=2))

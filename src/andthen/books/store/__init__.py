@@ -63,8 +63,13 @@ class Store(Protocol):
     def list_keys(self) -> list[Key]:
         """All keys but the deleted, oldest first."""
 
-    def find_key(self, id_or_name: str) -> Key:
-        """Raises `NoSuchKey`."""
+    def find_key(self, id_or_name: str, *, deleted: bool = False) -> Key:
+        """Args:
+            deleted: whether the id may also be that of a deleted key.
+
+        Raises:
+            NoSuchKey
+        """
 
     def update_key(self, id_or_name: str, change: KeyChange, *, actor: str = CLI) -> Key:
         """Raises `BadPolicy`, `NoSuchKey`, `KeyEnded`."""

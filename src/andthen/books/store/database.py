@@ -128,8 +128,9 @@ class Database:
             raise BadEntry(f"the database {self._place} can't hold what was to be written: {error}") from error
         except (sa.exc.DBAPIError, own.Error) as error:
             reason = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+            told = " ".join(str(reason).split()).rstrip(".?")
             raise StoreUnavailable(
-                f"the database {self._place} can't be used: {str(reason).strip()}. See that it is whole and can be"
+                f"the database {self._place} can't be used: {told}. See that it can be reached, is whole and can be"
                 f" written, or {self._remedy}"
             ) from error
         except sa.exc.SQLAlchemyError as error:

@@ -99,7 +99,7 @@ class Keys(Database):
         with self.changing("keys") as connection:
             taken = sa.select(KEYS.c.id).where(KEYS.c.name == name, KEYS.c.revoked_at_ms.is_(None))
             if connection.execute(taken).first():
-                raise NameTaken(f"a key named {name!r} is in force: choose another name, or revoke that key first")
+                raise NameTaken(f"there is a key named {name!r}: choose another name, or revoke that key first")
             key = Key(
                 id=new_id(secrets.token_bytes(ID_BYTES)),
                 name=name,
@@ -122,9 +122,9 @@ class Keys(Database):
             rows = connection.execute(sa.select(*_KEY_COLUMNS).where(_THERE).order_by(KEYS.c.created_at_ms, KEYS.c.id))
             return [_key(row) for row in rows]
 
-    def find_key(self, id_or_name: str) -> Key:
+    def find_key(self, id_or_name: str, *, deleted: bool = False) -> Key:
         with self.reading() as connection:
-            return _find(connection, id_or_name)
+            return _find(connection, id_or_name, deleted=deleted)
 
     def update_key(self, id_or_name: str, change: KeyChange, *, actor: str = CLI) -> Key:
         with self.changing("keys") as connection:
@@ -187,11 +187,12 @@ class Keys(Database):
             return KeyRing(seen, {row.digest: Held(_key(row), row.until_ms) for row in rows})
 
 
-def _find(connection: sa.Connection, id_or_name: str) -> Key:
+def _find(connection: sa.Connection, id_or_name: str, *, deleted: bool = False) -> Key:
     named = sa.and_(KEYS.c.name == id_or_name, KEYS.c.revoked_at_ms.is_(None))
     row = None
     if id_or_name.isprintable():  # as every id and name is; PostgreSQL takes no NUL, even to look for
-        row = connection.execute(sa.select(*_KEY_COLUMNS).where(_THERE, sa.or_(KEYS.c.id == id_or_name, named))).first()
+        found = sa.select(*_KEY_COLUMNS).where(sa.or_(KEYS.c.id == id_or_name, named))
+        row = connection.execute(found if deleted else found.where(_THERE)).first()
     if row is None:
         raise NoSuchKey(f"no key has the id {id_or_name!r}, and none in force the name: `andthen keys list` shows them")
     return _key(row)
