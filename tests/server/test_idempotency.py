@@ -93,6 +93,13 @@ def test_the_order_of_fields_makes_no_other_request(scripted: Running) -> None:
     assert first.body == second.body
 
 
+@pytest.mark.parametrize("value", ["1e400", "9" * 5000, '{"b": 1, "a": [1e999]}'])
+def test_what_nobody_reads_of_a_body_need_not_be_readable(scripted: Running, value: str) -> None:
+    body = f'{{"model":"local/count","prompt":"go","max_tokens":2,"ignored":{value}}}'
+    first, second = (scripted.ask("POST", COMPLETIONS, body, idempotency_key=f"odd {len(value)}") for _ in range(2))
+    assert (first.status, first.body) == (200, second.body)
+
+
 def test_another_body_is_refused(scripted: Running) -> None:
     assert asked(scripted, "twice").status == 200
     refused = asked(scripted, "twice", n=2)
