@@ -144,6 +144,7 @@ def test_a_key_goes_through_its_life(tmp_path: Path) -> None:
         ("--budget", "day=0.0000001", "is no budget"),
         ("--budget", "day=1e9", "is no budget"),
         ("--expires", "soon", "is no time: write 30d"),
+        ("--expires", "2020-01-01", "that is past, and the key would open nothing"),
         ("--address", "here", "Invalid value for --address: addresses: 'here' is no IP address and no network"),
         ("--tag", "", "Invalid value for --tag: tags: 1 to 256 characters"),
         ("--rpm", "-1", "is not in the range"),

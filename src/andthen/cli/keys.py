@@ -52,6 +52,8 @@ def create(*, name: str, expires: int | None, admin: bool, as_json: bool, **give
     """
     from andthen.books.policy import Policy
 
+    if expires is not None and expires <= _now():
+        raise click.BadParameter("that is past, and the key would open nothing: write 30d", param_hint="--expires")
     with _store() as store, _told_as_usage("--name"):
         issued = store.create_key(name, policy=Policy(**policy_fields(given)), admin=admin, expires_at_ms=expires)
     click.echo(_json({"secret": issued.secret, "key": issued.key}) if as_json else issued.secret)
