@@ -199,6 +199,10 @@ def test_an_error_that_was_billed_is_kept_and_told_again(before_a_vendor: tuple[
     assert b'"upstream_garbled"' in bodies[0]
     assert b"[DONE]" not in bodies[0]
     assert len(vendor.sent) == before + 1
+    replay = rows(server.home)[-1]
+    assert (replay["origin"], replay["status"], replay["ended_by"]) == (
+        ("replay", 200, "reply") if stream else ("replay", 502, "error")
+    )
 
 
 def test_tokens_are_counted_once_for_who_leaves_while_the_reply_is_kept(tmp_path: Path) -> None:

@@ -123,7 +123,8 @@ class Booking:
 
     async def _write(self, account: Account, error: BaseException | None) -> None:
         work, started_s = self._work, self._exchange.started_s
-        status, ended_by, code = _ending(error, stopping=self._services.stopping)
+        told = self._exchange.status or 200
+        status, ended_by, code = _ending(error, told, stopping=self._services.stopping)
         began_s = None if work is None else work.began_s
         await account.settle(
             Outcome(
@@ -142,10 +143,10 @@ class Booking:
         )
 
 
-def _ending(error: BaseException | None, *, stopping: bool) -> tuple[int, EndedBy, str]:
-    """Status, who ended it, and the error's code."""
+def _ending(error: BaseException | None, told: int, *, stopping: bool) -> tuple[int, EndedBy, str]:
+    """Status, who ended it, and the error's code. Without an error it is as `told`, which may be a kept error."""
     if error is None:
-        return 200, "reply", ""
+        return told, "reply" if told < 400 else "error", ""
     if isinstance(error, AndthenError):
         return error.status, "error", error.code
     if isinstance(error, ClientGone) or (isinstance(error, asyncio.CancelledError) and not stopping):
