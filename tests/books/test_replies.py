@@ -240,9 +240,11 @@ class Gapped:
     def __init__(self, store: SqlStore) -> None:
         self._store = store
         self.gone = False
+        self.missed = 0
 
     def __getattr__(self, name: str) -> Any:
         if self.gone:
+            self.missed += 1
             raise StoreUnavailable("gone")
         return getattr(self._store, name)
 
@@ -256,7 +258,8 @@ async def test_a_database_that_is_gone_for_a_moment_loses_nothing(any_store: Sql
         recording.add(BEGUN)
         gapped.gone = True
         recording.add(Data(b"in the gap "))
-        await asyncio.sleep(0.05)
+        while not gapped.missed:
+            await asyncio.sleep(0.01)
         gapped.gone = False
         await recording.end([Data(b"and after")], whole=True)
         recording.release()
@@ -377,3 +380,30 @@ async def test_a_part_of_which_nobody_knows_whether_it_is_there_is_neither_lost_
         await recording.end([Data(b"and after")], whole=True)
         recording.release()
         assert await joined(await others(two)) == ([BEGUN, End(True)], b"in the gap and after")
+
+
+class Counted:
+    """A store that knows what it was given of a reply."""
+
+    def __init__(self, store: SqlStore) -> None:
+        self._store = store
+        self.parts: list[bytes | None] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def add_reply_part(self, place: ReplyPlace, number: int, sealed: bytes | None, **state: Any) -> int | None:
+        self.parts.append(sealed)
+        return self._store.add_reply_part(place, number, sealed, **state)
+
+
+async def test_a_reply_that_is_made_at_once_is_one_commit_and_a_long_one_few(any_store: SqlStore) -> None:
+    counted = Counted(any_store)
+    any_store.renew("h", 60.0)
+    store: ReplyStore = counted
+    async with KeptReplies(store, "h", BooksSettings()) as one:
+        await made(one, (b"all of it",))
+        assert len(counted.parts) == 1
+        await made(one, (b"a",) * 200, "cmpl-2", name="long")
+        assert len(counted.parts) < 20
+        assert (await joined(await others(one, "cmpl-3", name="long")))[1] == b"a" * 200

@@ -1,7 +1,7 @@
 """Replies under an Idempotency-Key, as a server has them: made once, kept sealed, and followed by whoever asks again,
 in this process, in another or on another machine. Knows no HTTP and no model.
 
-What the making process has made of a reply goes into the database as fast as that commits; its own followers need not
+What the making process has made of a reply goes into the database many times a second; its own followers need not
 wait for that. A reply's last piece is told to nobody before all of it is kept.
 """
 
@@ -29,6 +29,8 @@ from andthen.books.store.replies import Claim, Claimed, KeptParts, ReplyPlace, R
 
 _FORGET_INTERVAL_S = 60.0
 _PAY_INTERVAL_S = 1.0
+_GATHER_S = 0.05
+"""A reply is committed no more often: many that are made at once must not keep the ledger from its database."""
 _POLL_S = 0.05
 _LONGEST_POLL_S = 0.4
 _TRY_AGAIN_S = 0.5
@@ -261,23 +263,25 @@ class Recording:
         self._parts = 0
         self._is_kept = True
         self._more = asyncio.Event()
+        self._ends = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
 
     def add(self, piece: Start | Data) -> None:
         """One more piece, for all who follow."""
         self._tell([piece])
         if self._is_kept and (self._keeping is None or self._keeping.done()):
-            self._keeping = asyncio.create_task(self._keep("running"))
+            self._keeping = asyncio.create_task(self._keep())
 
     async def end(self, last: list[Start | Data], *, whole: bool) -> None:
         """Keeps all of it; raises nothing. The last pieces are told by `release`."""
         self._last = [*last, End(whole)]
-        state: ReplyState = "whole" if whole else "broken"
+        self._ends.set()
         try:
             async with asyncio.timeout(_END_WAIT_S):
                 if self._keeping is not None:
                     await asyncio.wait([self._keeping])
-                await self._keep(state, last)
+                if self._is_kept:
+                    await self._put([*self._pieces[self._kept :], *last], "whole" if whole else "broken")
         except TimeoutError:
             _LOG.error("reply_not_kept", request=self._place.request_id)
             self._give_up()
@@ -318,16 +322,14 @@ class Recording:
             self._keeping.cancel()
         self._replies.forget(self._place)
 
-    async def _keep(self, state: ReplyState, last: Sequence[Start | Data] = ()) -> None:
-        """Commits whatever has gathered, until nothing has; what is `last` together with the state."""
-        ending = state != "running"
-        while self._is_kept:
-            pieces = [*self._pieces[self._kept :], *last]
-            if not pieces and not ending:
-                return
-            await self._put(pieces, state)
-            if ending:
-                return
+    async def _keep(self) -> None:
+        """Commits what has gathered, until nothing has. What there is when it ends goes with the end."""
+        while self._is_kept and self._kept < len(self._pieces):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_GATHER_S):
+                    await self._ends.wait()
+                    return
+            await self._put(self._pieces[self._kept :], "running")
 
     async def _put(self, pieces: Sequence[Piece], state: ReplyState) -> None:
         sealed = self._seal.close(_encode(pieces), _label(self._place, self._parts)) if pieces else None
