@@ -117,9 +117,9 @@ async def test_nothing_is_left_in_redis_for_good(client: redis.Redis) -> None:
 
 async def test_a_lease_is_renewed_for_as_long_as_a_request_runs() -> None:
     prefix = fresh_prefix()
-    async with shared(prefix=prefix, lease_s=0.3) as limiter:
+    async with shared(prefix=prefix, lease_s=0.9) as limiter:
         grant = await limiter.take(KEY, ONE, 5)
-        await asyncio.sleep(0.8)
+        await asyncio.sleep(2)
         assert not await fits(limiter, ONE)
         await limiter.settle(grant, 0)
         assert await fits(limiter, ONE)
@@ -131,7 +131,7 @@ async def test_what_a_dead_process_ran_is_free_when_its_lease_ends() -> None:
         died_s = await dies_with_a_request("redis", prefix)
         assert not await fits(limiter, ONE)
         await until(lambda: fits(limiter, ONE), "the lease ran out")
-        assert time.monotonic() - died_s < 1.5
+        assert time.monotonic() - died_s < 10
         assert not await fits(limiter, Bounds(requests=2)), "its request stays counted"
 
 
