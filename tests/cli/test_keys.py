@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from andthen.books.ledger import Intent, Settlement, Tokens
 from andthen.books.store import HEAD, open_sqlite
 from tests.cli.running import run
 
@@ -105,6 +106,28 @@ def test_every_bound_of_a_key_is_set_shown_and_taken_away(tmp_path: Path) -> Non
         name: value for name, value in made["key"]["policy"].items() if name not in ("budgets", "addresses")
     } | {"max_tokens": 8}
     assert json.loads(run(tmp_path, "keys", "list", "--json").stdout)[0]["policy"] == found
+
+
+def test_a_key_tells_what_of_its_budgets_is_used_and_what_is_held(tmp_path: Path) -> None:
+    run(tmp_path, "keys", "create", "--name", "ci", "--budget", "total=5.00", "--budget", "total=2000t")
+    with closing(open_sqlite(tmp_path / "andthen.db")) as store:
+        key = store.find_key("ci")
+        held = [
+            Intent(
+                id=f"cmpl-{number}", key_id=key.id, holder="h", model="m", started_at_ms=1, budgets=key.policy.budgets,
+                reserved_micros=250_000, reserved_tokens=100,
+            )
+            for number in range(2)
+        ]  # fmt: skip
+        store.record(held)
+        tokens = Tokens(prompt=10, completion=20)
+        store.record([
+            Settlement(
+                intent=held[0], status=200, ended_by="reply", settled_at_ms=2, cost_micros=123_456, tokens=tokens
+            )
+        ])  # fmt: skip
+    shown = run(tmp_path, "keys", "show", "ci").stdout
+    assert "used (total)  $0.123456 of $5.000000, $0.250000 held; 30 tokens of 2000 tokens, 100 tokens held" in shown
 
 
 def test_a_key_goes_through_its_life(tmp_path: Path) -> None:

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from andthen.cli.policies import FIELDS, Moment, Span, date, in_words, policy_fields, policy_options, state
+from andthen.cli.policies import (
+    FIELDS,
+    Moment,
+    Span,
+    date,
+    in_words,
+    policy_fields,
+    policy_options,
+    state,
+    used_in_words,
+)
 from andthen.cli.settings import config_option
 from andthen.cli.tables import table
 
@@ -79,9 +89,10 @@ def list_keys(*, as_json: bool) -> None:
 @_key_argument
 @_json_option
 def show(*, key: str, as_json: bool) -> None:
-    """Show a key and its bounds."""
+    """Show a key, its bounds, and what of its budgets is used."""
     with _store() as store:
         found = store.find_key(key)
+        spent = store.spent(found.id, found.policy.budgets)
     if as_json:
         click.echo(_json(found))
         return
@@ -91,7 +102,9 @@ def show(*, key: str, as_json: bool) -> None:
         ("created", date(found.created_at_ms)),
         ("state", state(found, _now())),
     ]
-    click.echo(table(["KEY", ""], [*told, *([("kind", "admin")] if found.admin else []), *in_words(found.policy)]))
+    told += [("kind", "admin")] if found.admin else []
+    used = [used_in_words(*one) for one in zip(found.policy.budgets, spent, strict=True)]
+    click.echo(table(["KEY", ""], [*told, *in_words(found.policy), *used]))
 
 
 @keys.command()

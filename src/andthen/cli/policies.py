@@ -13,6 +13,7 @@ import click
 if TYPE_CHECKING:
     from andthen.books.keys import Key
     from andthen.books.policy import Budget, Policy
+    from andthen.books.store.spending import Spent
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -149,6 +150,24 @@ def in_words(policy: Policy) -> list[tuple[str, str]]:
         if value not in (None, "", (), []):
             told.append((option, ", ".join(value) if isinstance(value, (tuple, list)) else str(value)))
     return told
+
+
+def used_in_words(budget: Budget, spent: Spent) -> tuple[str, str]:
+    """What of a budget is spent, and held by requests under way, in its present period."""
+    parts = []
+    if budget.micros is not None:
+        parts.append(_used(spent.micros, spent.reserved_micros, budget.micros, _dollars))
+    if budget.tokens is not None:
+        parts.append(_used(spent.tokens, spent.reserved_tokens, budget.tokens, "{} tokens".format))
+    return f"used ({budget.window})", "; ".join(parts)
+
+
+def _used(spent: int, held: int, bound: int, told: Callable[[int], str]) -> str:
+    return f"{told(spent)} of {told(bound)}" + (f", {told(held)} held" if held else "")
+
+
+def _dollars(micros: int) -> str:
+    return f"${Decimal(micros) / _MICROS:.6f}"
 
 
 def state(key: Key, now_ms: int) -> str:
