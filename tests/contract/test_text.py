@@ -21,6 +21,8 @@ def cut(whole: str, places: list[int]) -> list[str]:
 
 @given(pieces)
 @example([b"\xe2\x82", b"\xac", b"\xf0", b"\x9f\x98"])
+@example([b"\xed\xa0"])
+@example([b"\xed", b"\xa0", b"\x80"])
 def test_pieces_decode_as_the_whole_does(parts: list[bytes]) -> None:
     decoder = Utf8Decoder()
     text = "".join(decoder.feed(part) for part in parts)

@@ -40,6 +40,10 @@ class Utf8Decoder:
         data = self._pending + data
         text, used = utf_8_decode(data, "replace", False)
         self._pending = data[used:]
+        if self._pending[:1] == b"\xed" and self._pending[1:] >= b"\xa0":
+            # A surrogate's beginning is no character's: CPython waits for its end all the same (run, 3.11.7).
+            text += self._pending.decode(errors="replace")
+            self._pending = b""
         self.length += len(text)
         return text
 
