@@ -178,6 +178,7 @@ def fill(disk: Path) -> Path:
     return ballast
 
 
+@pytest.mark.soak  # not for its length: to mount a disk takes more than a test may ask for everywhere
 def test_a_disk_that_is_full(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk") as disk:
         (disk / "log").symlink_to(tmp_path / "log")
