@@ -112,10 +112,10 @@ class RedisLink:
             del self._asked[:_AT_ONCE]
             try:
                 found = await self.run(functools.partial(self.execute, [script for script, _ in asked]))
-            except Away:
+            except Exception as error:  # whatever it was, nobody must wait for ever
                 for _, answer in asked:
                     if not answer.done():
-                        answer.set_exception(Away())
+                        answer.set_exception(error)
             else:
                 for (_, answer), numbers in zip(asked, found, strict=True):
                     if not answer.done():
@@ -184,6 +184,13 @@ class RedisLink:
             self._away_since_s = time.monotonic()
             _LOG.error("redis_gone", **self._told, reason=f"{type(error).__name__}: {error}")
         self.lost.set()
+
+
+async def end(task: asyncio.Task[None]) -> None:
+    """Cancels a task that asks Redis, as often as it takes: the client may swallow a cancellation."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait([task], timeout=0.1)
 
 
 @functools.cache

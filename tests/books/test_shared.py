@@ -21,6 +21,7 @@ from structlog.testing import capture_logs
 from andthen.books import scripts
 from andthen.books.limits import WINDOW_MS, Bounds, Grant, KeyLog, Refused, slot_ms
 from andthen.contract.errors import LimitsUnavailable, RateLimited
+from andthen.redis_link import RedisLink
 from tests.books.limiting import REDIS, fresh_prefix, redis_of_its_own, shared, until
 from tests.books.test_limiters import dies_with_a_request, fits
 
@@ -230,6 +231,19 @@ async def test_a_crowd_finds_a_redis_that_forgot_the_scripts_and_each_gets_its_o
     standings = [one.standing.requests for one in taken if isinstance(one, Grant) and one.standing]
     assert sorted(standings) == list(range(1, 41))
     assert sum(isinstance(one, RateLimited) for one in taken) == 20
+
+
+async def test_a_fault_of_our_own_keeps_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def faulty(*_: object) -> None:
+        raise ZeroDivisionError
+
+    async with shared(prefix=fresh_prefix(), gone="closed") as limiter:
+        with monkeypatch.context() as patched:
+            patched.setattr(RedisLink, "execute", faulty)
+            async with asyncio.timeout(5):
+                taken = await asyncio.gather(*(limiter.take(KEY, ONE, 1) for _ in range(3)), return_exceptions=True)
+        assert [type(one) for one in taken] == [ZeroDivisionError] * 3
+        await limiter.take(KEY, ONE, 1)
 
 
 async def test_a_redis_that_runs_no_scripts_counts_as_gone_and_is_told_once(tmp_path: Path) -> None:

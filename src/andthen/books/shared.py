@@ -35,7 +35,7 @@ from andthen.books.limits import (
     slot_ms,
 )
 from andthen.contract.errors import LimitsUnavailable
-from andthen.redis_link import LONGEST_PROBE_S, TIMEOUT_S, Away, RedisLink, Script
+from andthen.redis_link import LONGEST_PROBE_S, TIMEOUT_S, Away, RedisLink, Script, end
 
 LEASE_S = 15.0
 
@@ -100,9 +100,7 @@ class SharedLimiter:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        while not self._keeper.done():  # the client may swallow a cancellation
-            self._keeper.cancel()
-            await asyncio.wait([self._keeper], timeout=0.1)
+        await end(self._keeper)
         while self._tasks:
             await asyncio.wait(self._tasks)
         await self._pay()

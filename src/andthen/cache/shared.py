@@ -10,7 +10,7 @@ import contextlib
 from types import TracebackType
 from typing import Self
 
-from andthen.redis_link import TIMEOUT_S, Away, RedisLink
+from andthen.redis_link import TIMEOUT_S, Away, RedisLink, end
 
 _PREFIX = "andthen:cache"
 
@@ -37,9 +37,7 @@ class SharedStore:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        while not self._keeper.done():  # the client may swallow a cancellation
-            self._keeper.cancel()
-            await asyncio.wait([self._keeper], timeout=0.1)
+        await end(self._keeper)
         await self._redis.close()
 
     async def get(self, name: bytes) -> bytes | None:
