@@ -18,7 +18,7 @@ import torch
 
 from training import baselines, card, checkpoint, corpus, evaluate, export, plot, recipe, samples, tokenizer
 from training.model import Llama
-from training.muon import bfloat16_pays
+from training.precision import bfloat16_pays
 from training.train import Run, train
 
 HELD_OUT_PART = "juvenile"

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from training.precision import bfloat16_pays
+
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 MOMENTUM = 0.95
@@ -47,14 +49,3 @@ def orthogonal(matrix: Tensor) -> Tensor:
         gram = x @ x.T
         x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x if wide is matrix else x.T).to(matrix.dtype)
-
-
-def bfloat16_pays(device: str) -> bool:
-    """Whether the device multiplies in bfloat16 itself: a CPU that has to emulate it is ten times slower by it.
-
-    Where an older PyTorch can't tell, it is taken that the CPU does not.
-    """
-    if device != "cpu":
-        return True
-    can: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))

@@ -23,7 +23,8 @@ from training import checkpoint, rows
 from training.corpus import Text
 from training.evaluate import bits_per_byte
 from training.model import Llama, attention_bias
-from training.muon import Muon, bfloat16_pays
+from training.muon import Muon
+from training.precision import bfloat16_pays
 from training.recipe import Recipe
 
 GRADIENT_NORM = 1.0
