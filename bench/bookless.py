@@ -5,13 +5,24 @@ No setting turns the ledger off, so its pen is taken away here.
 
 from __future__ import annotations
 
+from collections.abc import Generator
+
 from andthen.books.ledger import Bounded, Intent, Settlement
 from andthen.books.writer import LedgerWriter
 from andthen.cli import main
 
 
-async def _intend(self: LedgerWriter, intent: Intent) -> Bounded | None:
-    return None
+class _Written:
+    def __await__(self) -> Generator[None, None, Bounded | None]:
+        return None
+        yield
+
+    def leave(self) -> None:
+        pass
+
+
+def _intend(self: LedgerWriter, intent: Intent) -> _Written:
+    return _Written()
 
 
 async def _settle(self: LedgerWriter, settlement: Settlement) -> None:
@@ -19,6 +30,6 @@ async def _settle(self: LedgerWriter, settlement: Settlement) -> None:
 
 
 if __name__ == "__main__":
-    LedgerWriter.intend = _intend  # type: ignore[method-assign]
+    LedgerWriter.intend = _intend  # type: ignore[assignment, method-assign]
     LedgerWriter.settle = _settle  # type: ignore[method-assign]
     main()

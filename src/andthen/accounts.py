@@ -6,6 +6,7 @@ same transaction. The settlement puts what it did cost in the reservation's plac
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -17,14 +18,14 @@ from andthen.books.ledger import Bounded, Call, EndedBy, Intent, Origin, Settlem
 from andthen.books.policy import Budget
 from andthen.books.prices import PriceBook
 from andthen.books.store import BooksError
-from andthen.books.writer import LedgerWriter
+from andthen.books.writer import LedgerWriter, Writing
 from andthen.complete import Work
 from andthen.contract.errors import BudgetExceeded, LedgerUnavailable, ModelNotAllowed
 from andthen.contract.events import Exchange, Usage, total
 from andthen.contract.request import CompletionRequest, Prompt
 from andthen.plan.plan import Plan
 from andthen.plan.spread import Part, parts
-from andthen.sources import Deployment
+from andthen.sources import Deployment, Placed
 
 Exchanged = tuple[str, Exchange]
 """The whole name of a deployment, and an exchange with it."""
@@ -131,10 +132,13 @@ class Accounts:
             more = worst_prompt_tokens(suffix, own) + _MARKERS
         return worst_prompt_tokens(prompt, counted) + more
 
-    async def write_intent(self, intent: Intent) -> None:
+    def begin_intent(self, intent: Intent) -> Writing:
+        return self._pen.intend(intent)
+
+    async def written(self, writing: Writing) -> None:
         """Raises: BudgetExceeded, LedgerUnavailable."""
         try:
-            bounded = await self._pen.intend(intent)
+            bounded = await writing
         except BooksError as error:
             raise LedgerUnavailable("The ledger can't be written at the moment: send the request again.") from error
         if bounded is not None:
@@ -173,6 +177,7 @@ class Account:
     def __init__(self, accounts: Accounts, intent: Intent) -> None:
         self._accounts = accounts
         self._intent = intent
+        self._writing: Writing | None = None
         self._settled = False
 
     def note(self, request: CompletionRequest) -> None:
@@ -183,12 +188,12 @@ class Account:
         """The model that was asked for, once that is known to exist: no row bears a name that a caller made up."""
         self._intent = replace(self._intent, model=_name(model))
 
-    async def hold(self, request: CompletionRequest, work: Work) -> None:
-        """Reserves the worst that the work can come to, and writes the intent down. Where the key has a budget, only
-        those may answer whose price is known.
+    async def hold(self, request: CompletionRequest, work: Work) -> Placed:
+        """Begins to reserve the worst that the work can come to and to write the intent down; what it returns tells
+        when that is done. Where the key has a budget, only those may answer whose price is known.
 
         Raises:
-            BudgetExceeded, LedgerUnavailable, ModelNotAllowed
+            ModelNotAllowed
         """
         if self._intent.budgets:
             at_ms = self._intent.started_at_ms
@@ -196,13 +201,16 @@ class Account:
             work.bound(affordable)
             micros, tokens = await self._accounts.worst(request, affordable, at_ms)
             self._intent = replace(self._intent, reserved_micros=micros, reserved_tokens=tokens)
-        await self._accounts.write_intent(self._intent)
+        self._writing = self._accounts.begin_intent(self._intent)
+        return functools.partial(self._accounts.written, self._writing)
 
     async def settle(self, outcome: Outcome) -> None:
         """Writes down how it ended; only the first counts. A cancellation of who waits here loses nothing."""
         if self._settled:
             return
         self._settled = True
+        if self._writing is not None:
+            self._writing.leave()
         costed = [self._accounts.costed(exchange, self._intent.started_at_ms) for exchange in outcome.exchanges]
         calls = tuple(call for call, _ in costed)
         await self._accounts.write_settlement(Settlement(

@@ -24,7 +24,7 @@ from andthen.contract.events import Event, Exchange, Usage, total
 from andthen.contract.request import CompletionRequest
 from andthen.plan.plan import Plan, plan
 from andthen.routing import Health
-from andthen.sources import Allowance, Ask, Attempt, Deployment
+from andthen.sources import Allowance, Ask, Attempt, Deployment, Placed
 
 _SPEAKS_AGAINST = (NoCapacity, RateLimited, UpstreamError)
 """What lets a deployment cool down."""
@@ -37,7 +37,7 @@ class Work:
 
     __slots__ = (
         "_allowance", "_catalog", "_is_bounded", "_owner", "_request", "began_s", "came_s", "candidates", "deployment",
-        "exchanges", "fingerprint", "plan", "usage", "waited_s",
+        "exchanges", "fingerprint", "placed", "plan", "usage", "waited_s",
     )  # fmt: skip
 
     def __init__(
@@ -50,6 +50,8 @@ class Work:
         self._allowance = Allowance(settings.retries, time.monotonic() + settings.deadline_s)
         self.candidates = candidates
         """Who may answer, each with its plan, in the order in which they are asked."""
+        self.placed: Placed | None = None
+        """Set where the books hold what it may cost: see `Ask.placed`."""
         self._is_bounded = False
         self.deployment, self.plan = candidates[0]
         """Who answers, and how; settled with the first events."""
@@ -94,11 +96,13 @@ class Work:
             health.asked(now_s)
             self.deployment, self.plan = deployment, planned
             last = number == len(self.candidates)
-            ask = Ask(self._owner, deployment.model, self._request, planned, self._allowance, has_successor=not last)
+            ask = Ask(self._owner, deployment.model, self._request, planned, self._allowance, not last, self.placed)
             attempt: Attempt | None = None
             began = False
             passed_on_s = 0.0
             try:
+                if self.placed is not None and (planned.calls_nobody or not deployment.source.awaits_hold):
+                    await self.placed()
                 attempt = deployment.source.open(ask)
                 # In this very generator: one inside another would end some time after this one is closed.
                 async with attempt:

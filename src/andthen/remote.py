@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing
 from types import TracebackType
-from typing import Self
+from typing import ClassVar, Self
 
 import msgspec
 
@@ -43,6 +43,8 @@ class RemoteSource:
         model: the vendor's own name of the model.
         wire: its language, in its dialect.
     """
+
+    awaits_hold: ClassVar[bool] = True
 
     def __init__(
         self, remote: Remote, model: str, wire: Wire, *, transport: Transport, settings: UpstreamSettings
@@ -127,7 +129,7 @@ class RemoteAttempt:
             source = self._source
             target = source.remote.target(source.model, at_s=time.time())
             call = source.wire.encode(part.request, target, streams=part.streams)
-            reply = source.transport.perform(call, self._access(), source.remote.vendor)
+            reply = source.transport.perform(call, self._access(), source.remote.vendor, self._ask.placed)
             began_s = time.monotonic()
             code = ""
             try:
@@ -146,7 +148,8 @@ class RemoteAttempt:
                 if _may_be_billed(reply):
                     self._spread.begin(part)
                     usage = self._spread.usage_of(part)
-                self.exchanges.append(Exchange(reply.status, usage, time.monotonic() - began_s, began_s, code))
+                if not reply.held_back:
+                    self.exchanges.append(Exchange(reply.status, usage, time.monotonic() - began_s, began_s, code))
             tried += 1
             await asyncio.sleep(wait_s)
         if len(self._spread.parts) == 1:
@@ -198,7 +201,7 @@ class RemoteAttempt:
 
     def _wait_s(self, part: Part, reply: Reply, error: AndthenError, tried: int) -> float | None:
         """Seconds until the call is made again; None where it is not."""
-        if not error.retryable or _may_be_billed(reply) or not self._spread.untouched(part):
+        if not error.retryable or reply.held_back or _may_be_billed(reply) or not self._spread.untouched(part):
             return None
         if self._ask.has_successor and self.began_s is None:
             return None  # another deployment is sooner there than the same one after a pause

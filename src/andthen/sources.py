@@ -6,9 +6,9 @@ Here is what every source is, and the embedded engine in its own process; `remot
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import ClassVar, Protocol, Self
 
 from msgspec import Struct
 
@@ -37,6 +37,10 @@ class Allowance(Struct):
         return True
 
 
+Placed = Callable[[], Awaitable[None]]
+"""Returns once the books hold the most that a request may cost. Raises the `AndthenError` that forbids it."""
+
+
 class Ask(Struct, frozen=True):
     """What is asked of a source."""
 
@@ -50,6 +54,9 @@ class Ask(Struct, frozen=True):
     allowance: Allowance
     has_successor: bool = False
     """Another deployment steps in if this one fails before its first event."""
+    placed: Placed | None = None
+    """To be awaited before anything is done that may cost; what costs nothing, a connection say, need not wait. None
+    where nobody counts."""
 
 
 class Attempt(Protocol):
@@ -83,6 +90,9 @@ class Attempt(Protocol):
 
 
 class Source(Protocol):
+    awaits_hold: ClassVar[bool]
+    """It awaits `Ask.placed` itself. For others, who opens them has done so."""
+
     def open(self, ask: Ask) -> Attempt:
         """Begins the work.
 
@@ -110,6 +120,8 @@ class Deployment(Struct, frozen=True):
 
 class Local:
     """The source that is the embedded engine."""
+
+    awaits_hold: ClassVar[bool] = False
 
     def __init__(self, engine: EngineClient, limits: Limits) -> None:
         self._engine = engine

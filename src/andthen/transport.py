@@ -12,12 +12,12 @@ import math
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from functools import cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 from weakref import WeakSet
 
 import aiohttp
@@ -51,6 +51,8 @@ _HEADERS = {"user-agent": f"andthen/{__version__}", "accept-encoding": "identity
 LIBRARY_ERRORS = (aiohttp.ClientError, HttpProcessingError, OSError, ValueError, RuntimeError)
 """All that aiohttp raises: its own two trees; sockets, TLS and timeouts (all OSError); addresses and headers that it
 will not send (ValueError); use after it was closed, and uvloop's failures to connect (RuntimeError)."""
+
+_Leave = Callable[[], Awaitable[None]]
 
 _LATE = {
     "connect_s": "There was no connection to {vendor} within {limit:g} s (`connect_s`)",
@@ -91,13 +93,15 @@ class Transport:
         for session in sessions.values():
             await session.close()
 
-    def perform(self, call: Call, access: Access, vendor: str) -> Reply:
+    def perform(self, call: Call, access: Access, vendor: str, placed: _Leave | None = None) -> Reply:
         """The reply to `call`, sent when the block is entered.
 
         Args:
             vendor: how messages name whom the call is for.
+            placed: awaited beside the connecting, and before anything is sent. What it raises ends the exchange at
+                once, and a connection that was made is kept for another.
         """
-        return Reply(self, call, access, vendor)
+        return Reply(self, call, access, vendor, placed)
 
     def _session(self, access: Access) -> aiohttp.ClientSession:
         """The pool for a way to reach servers. Raises OSError where `ca_file` can't be read or holds none."""
@@ -120,17 +124,18 @@ class Reply:
     """An exchange: sent on entering the block, which waits for the reply's headers. Leaving the block before the body's
     end closes the connection, also under a cancellation, and returns once it is closed.
 
-    Entering and reading raise:
+    Entering raises what `placed` raises. Entering and reading raise:
         UpstreamTimeout: one of `access.timeouts` has passed; the message says which.
         UpstreamUnreachable: no connection, or one that closed before the reply began.
         UpstreamGarbled: the reply is not HTTP, or is cut off.
     """
 
-    def __init__(self, transport: Transport, call: Call, access: Access, vendor: str) -> None:
+    def __init__(self, transport: Transport, call: Call, access: Access, vendor: str, placed: _Leave | None) -> None:
         self._transport = transport
         self._call = call
         self._access = access
         self._vendor = vendor
+        self._placed = placed
         self._response: aiohttp.ClientResponse | None = None
         self._socket: asyncio.Transport | None = None
         self._protocol: ResponseHandler | None = None
@@ -147,6 +152,8 @@ class Reply:
         self.reached = False
         """Whether the vendor may have got the request, and so may have done and billed it. Right at all times, also
         after an error."""
+        self.held_back = False
+        """It waits for `placed`, or has done so in vain: nothing was sent."""
         self.status = 0
         self.headers: Headers = ()
         """Names in lower case."""
@@ -209,6 +216,21 @@ class Reply:
             pass
         return bytes(head[:most])
 
+    async def may_send(self) -> None:
+        """Returns once it may be sent. None of that time is the vendor's. Raises what `placed` raises."""
+        if self._placed is None:
+            return
+        self._reschedule(self._total_at)
+        self.held_back = True
+        await self._placed()
+        self.held_back = False
+        self._arm("connect_s", self._loop.time())
+        self._reschedule(self._due)
+
+    def _reschedule(self, due: float) -> None:
+        if self._timer is not None and not self._timer.expired():
+            self._timer.reschedule(due)
+
     def _connected(self, connection: Connection, *, reused: bool) -> None:
         """The request is about to be sent."""
         self._protocol, self._socket = connection.protocol, connection.transport
@@ -216,8 +238,7 @@ class Reply:
         self.reached = True
         self._sent_at = self._loop.time()
         self._arm("first_token_s", self._sent_at)
-        if self._timer is not None and not self._timer.expired():
-            self._timer.reschedule(self._due)
+        self._reschedule(self._due)
 
     async def _send(self) -> aiohttp.ClientResponse:
         session = self._transport._session(self._access)
@@ -360,7 +381,8 @@ _exchange: ContextVar[Reply] = ContextVar("exchange")
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Tells the reply that asked for a connection when it has one."""
+    """Tells the reply that asked for a connection when it has one. A new one is made while the reply waits until it may
+    be sent."""
 
     def __init__(self, access: Access) -> None:
         super().__init__(
@@ -377,11 +399,30 @@ class _Connector(aiohttp.TCPConnector):
         traces: list[Trace],
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - as the library has it
     ) -> Connection:
-        connection = await super().connect(req, traces, timeout)
+        reply = _exchange.get()
+        if self._conns.get(req.connection_key):
+            await reply.may_send()
+            connection = await super().connect(req, traces, timeout)
+        else:
+            connection = await _beside(super().connect(req, traces, timeout), reply.may_send())
         if (protocol := connection.protocol) is not None:
-            _exchange.get()._connected(connection, reused=protocol in self._used)
+            reply._connected(connection, reused=protocol in self._used)
             self._used.add(protocol)
         return connection
+
+
+async def _beside(connecting: Coroutine[Any, Any, Connection], leave: Awaitable[None]) -> Connection:
+    """The connection, once there is leave to use it. Without it none is left half made."""
+    made = asyncio.ensure_future(connecting)
+    try:
+        await leave
+        return await made
+    except BaseException:
+        made.cancel()
+        await asyncio.wait((made,))
+        if not made.cancelled() and made.exception() is None:
+            made.result().release()
+        raise
 
 
 @cache

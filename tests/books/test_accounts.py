@@ -30,7 +30,8 @@ async def test_what_callers_and_vendors_make_up_fits_into_any_database(any_store
         account = Accounts(pen, price_book(Prices()), no_count).open(KEY, "cmpl-1", "")
         account.note(request)
         account.name(request.model)
-        await account.hold(request, NO_WORK)
+        placed = await account.hold(request, NO_WORK)
+        await placed()
         await account.settle(
             Outcome(status=200, ended_by="reply", model="openai/x\0", exchanges=(("openai/x\0", exchange),) * 3)
         )

@@ -92,9 +92,9 @@ async def test_what_gathers_during_a_commit_is_one_commit(tmp_path: Path) -> Non
     async with writing(store, tmp_path) as pen:
         await until(lambda: store.renewals)
         store.mood = dawdle
-        first = asyncio.create_task(pen.intend(intent(0)))
+        first = asyncio.ensure_future(pen.intend(intent(0)))
         await until(writes.is_set)
-        others = [asyncio.create_task(pen.intend(intent(number))) for number in range(1, 20)]
+        others = [asyncio.ensure_future(pen.intend(intent(number))) for number in range(1, 20)]
         await asyncio.sleep(0.05)
         slow.set()
         await asyncio.gather(first, *others)
@@ -304,7 +304,7 @@ async def test_a_process_has_its_lease_before_its_first_entry(tmp_path: Path) ->
     leases_by_then: list[int] = []
     store.mood = lambda: leases_by_then.append(len(store.renewals))
     pen = LedgerWriter(store, "here", tmp_path)
-    entry = asyncio.create_task(pen.intend(intent(1)))
+    entry = asyncio.ensure_future(pen.intend(intent(1)))
     await asyncio.sleep(0)
     async with pen:
         await entry
@@ -315,10 +315,28 @@ async def test_who_has_been_refused_is_not_written_down_after_all(tmp_path: Path
     store, still = Fake(), threading.Event()
     store.mood = lambda: still.wait(10)
     async with writing(store, tmp_path) as pen:
-        asking = [asyncio.create_task(pen.intend(intent(number))) for number in range(5)]
+        asking = [pen.intend(intent(number)) for number in range(5)]
         await asyncio.sleep(0.05)
-        for task in asking:
-            task.cancel()
-        await asyncio.wait(asking)
+        for one in asking:
+            one.leave()
         still.set()
     assert store.taken == []
+
+
+async def test_one_of_several_who_wait_may_leave(tmp_path: Path) -> None:
+    store, still = Fake(), threading.Event()
+    async with writing(store, tmp_path) as pen:
+        await until(lambda: store.renewals)
+        store.mood = lambda: still.wait(WAIT_S)
+        one = pen.intend(intent(1))
+
+        async def wait() -> Bounded | None:
+            return await one
+
+        leaves, stays = asyncio.create_task(wait()), asyncio.create_task(wait())
+        await asyncio.sleep(0.05)
+        leaves.cancel()
+        await asyncio.wait((leaves,))
+        still.set()
+        assert await stays is None
+    assert store.taken == [[intent(1)]]

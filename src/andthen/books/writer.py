@@ -14,10 +14,10 @@ import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import msgspec
 import structlog
@@ -69,20 +69,52 @@ class _Waiting:
         self._tell(self.set_result, result)
 
     def fail(self, error: BooksError) -> None:
-        self._tell(self._set_exception, error)
+        self._tell(self.set_exception, error)
 
     def set_result(self, result: Bounded | None) -> None:
         """In the event loop."""
         if not self.future.done():
             self.future.set_result(result)
 
-    def _set_exception(self, error: BooksError) -> None:
+    def set_exception(self, error: BooksError) -> None:
+        """In the event loop."""
         if not self.future.done():
             self.future.set_exception(error)
+            self.future.exception()  # who waited for it may have left
 
     def _tell(self, tell: Callable[[_Told], None], what: _Told) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             self.loop.call_soon_threadsafe(tell, what)
+
+
+class Writing:
+    """An intent on its way into the database. Awaited, by as many as like, it tells the budget that has no room for it,
+    or None.
+
+    Awaiting raises:
+        StoreUnavailable: it could not be written within 2 s.
+    """
+
+    def __init__(self, pen: LedgerWriter, waiting: _Waiting) -> None:
+        self._pen = pen
+        self._waiting = waiting
+        self._due_s = waiting.loop.time() + _INTENT_WAIT_S
+
+    def __await__(self) -> Generator[Any, None, Bounded | None]:
+        return self._written().__await__()
+
+    async def _written(self) -> Bounded | None:
+        future = self._waiting.future
+        if not future.done():
+            # One that stops waiting must not end it for the others.
+            await asyncio.wait((future,), timeout=self._due_s - self._waiting.loop.time())
+        if not future.done():
+            self._pen.give_up(self._waiting)
+        return future.result()
+
+    def leave(self) -> None:
+        """Nobody waits for it any more: unless the database is at it already, it is not written."""
+        self._pen.drop(self._waiting)
 
 
 def _answer(taken: list[_Waiting], results: list[Bounded | None]) -> None:
@@ -147,24 +179,21 @@ class LedgerWriter:
             self._over = True
         await asyncio.to_thread(self._set_aside)
 
-    async def intend(self, intent: Intent) -> Bounded | None:
-        """Writes an intent down; tells the budget that has no room for it, if one has none. Whatever becomes of it, who
-        asks settles it: one that is refused here may be written all the same.
+    def intend(self, intent: Intent) -> Writing:
+        """Begins to write an intent down. Whatever becomes of it, who asks settles it: one that is refused may be
+        written all the same."""
+        return Writing(self, self._put(intent))
 
-        Raises:
-            StoreUnavailable: it could not be written within 2 s.
-        """
-        waiting = self._put(intent)
-        try:
-            async with asyncio.timeout(_INTENT_WAIT_S):
-                return await waiting.future
-        except TimeoutError:
-            error = StoreUnavailable(f"the database has taken nothing for {_INTENT_WAIT_S:g} s")
-            self._note(False, error)
-            raise error from None
-        finally:
-            with self._woken:
-                self._waiting.pop(waiting, None)
+    def give_up(self, waiting: _Waiting) -> None:
+        """It takes too long for who waits."""
+        error = StoreUnavailable(f"the database has taken nothing for {_INTENT_WAIT_S:g} s")
+        self._note(False, error)
+        waiting.set_exception(error)
+        self.drop(waiting)
+
+    def drop(self, waiting: _Waiting) -> None:
+        with self._woken:
+            self._waiting.pop(waiting, None)
 
     async def settle(self, settlement: Settlement) -> None:
         """Writes a settlement down, into the database or beside it. Goes on also when who waits for it leaves."""
