@@ -12,7 +12,13 @@ LINES = 12
 
 
 def read(log: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    """The log's lines; of steps that were done again after a cut, the later ones."""
+    lines: list[dict[str, Any]] = []
+    for line in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
+        if lines and lines[-1]["step"] > line["step"]:
+            lines = [earlier for earlier in lines if earlier["step"] < line["step"]]
+        lines.append(line)
+    return lines
 
 
 def points(lines: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:

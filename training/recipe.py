@@ -69,6 +69,11 @@ class Stage:
     steps: int
     rows: int
     row_tokens: int
+    fim_share: float
+    """Share of the documents that are cut for fill-in-the-middle."""
+    whole_suffix_share: float
+    """Share of those that are as requests are: long, and with all of the suffix. Most of the others are short and have
+    a few words of it, from which a model learns sooner where to look."""
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,12 @@ class Recipe:
     seed: int
     mix: dict[str, float]
     """The parts of the corpus, and each one's share of the documents."""
-    fim_share: float
-    """Share of the documents that are cut for fill-in-the-middle."""
     middle_weight: float
-    """What a token of a gap's middle counts in the loss; others count 1. Middles are a fifth of a cut document, and
-    nothing else teaches what a suffix is for."""
+    """What a token of a gap's middle counts in the loss at least; others count 1. Middles are a fifth of a cut
+    document, and nothing else teaches what a suffix is for."""
+    middle_tokens: float
+    """A short middle counts in all as much as this many tokens, but none of its own more than `rows.MOST_PER_TOKEN`:
+    about the short ones the suffix can tell most, and they would be lost among the long."""
     stages: tuple[Stage, ...]
     optimizer: Optimizer
     """`muon`: Muon for the blocks' matrices, AdamW for embeddings and norms; `adamw`: AdamW for all."""

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.corpus import Text
-from training.recipe import Recipe
+from training.recipe import Recipe, Stage
 from training.vocabulary import CONTROL, END, FIM_MIDDLE, FIM_PAD, FIM_PREFIX, FIM_SUFFIX
 
 END_ID, PREFIX_ID, SUFFIX_ID, MIDDLE_ID, PAD_ID = map(CONTROL.index, (END, FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE, FIM_PAD))
@@ -36,6 +36,8 @@ SHORTEST_CUT_PASSAGE = 40
 CHARACTERS_PER_TOKEN = 3.0
 """A little under the real ratio, so that the longest passages still fit a row."""
 LONGEST_MIDDLE = 400
+MOST_PER_TOKEN = 8.0
+"""What a token of a very short middle counts in the loss at most."""
 WORD_CUT_SHARE = 0.9
 """With half of the cuts inside words, short gaps come out as fragments of words."""
 
@@ -72,15 +74,18 @@ def passage_document(text: str, ends_book: bool, encode: Encode) -> Document:
     return _document([END_ID, *encode(text)], END_ID if ends_book else NO_TARGET)
 
 
-def gap_document(prefix: str, middle: str, suffix: str, encode: Encode, middle_weight: float = 1.0) -> Document:
+def gap_document(
+    prefix: str, middle: str, suffix: str, encode: Encode, middle_weight: float = 1.0, middle_tokens: float = 0.0
+) -> Document:
     """Each part is encoded alone, as the parts of a request are."""
     before = gap_prompt(prefix, suffix, encode)
     missing = encode(middle)
     document = _document(before + missing, END_ID)
-    document.weights[len(before) - 1 :] = middle_weight
+    weight = max(middle_weight, min(MOST_PER_TOKEN, middle_tokens / (len(missing) + 1)))
+    document.weights[len(before) - 1 :] = weight
     seam = before.index(SUFFIX_ID)
     document.targets[seam - 1 : seam + 1] = missing[0]
-    document.weights[seam] = middle_weight
+    document.weights[seam] = weight
     return document
 
 
@@ -126,18 +131,21 @@ def shortened(suffix: str, rng: np.random.Generator) -> str:
     return suffix[: edge if edge > 0 else length]
 
 
-def draw(text: Text, longest: int, recipe: Recipe, encode: Encode, rng: np.random.Generator) -> Document:
-    """One random document of at most about `longest` tokens.
+def draw(text: Text, stage: Stage, recipe: Recipe, encode: Encode, rng: np.random.Generator) -> Document:
+    """One random document of at most about a row's tokens.
 
-    Passages are uniform in length, those that are cut log-uniform.
+    Passages are uniform in length; those that are cut and whose suffix is shortened, log-uniform.
     """
     start = int(rng.integers(len(text.paragraphs)))
-    most = max(SHORTEST_PASSAGE + 1, longest * CHARACTERS_PER_TOKEN)
-    if rng.random() < recipe.fim_share:
-        passage, _ = text.passage(start, round(_log_uniform(rng, SHORTEST_CUT_PASSAGE, most)))
-        prefix, middle, suffix = cut(passage, rng)
-        return gap_document(prefix, middle, shortened(suffix, rng), encode, recipe.middle_weight)
-    return passage_document(*text.passage(start, round(rng.uniform(SHORTEST_PASSAGE, most))), encode)
+    most = max(SHORTEST_PASSAGE + 1, stage.row_tokens * CHARACTERS_PER_TOKEN)
+    length = round(rng.uniform(SHORTEST_PASSAGE, most))
+    if rng.random() >= stage.fim_share:
+        return passage_document(*text.passage(start, length), encode)
+    whole = rng.random() < stage.whole_suffix_share
+    passage, _ = text.passage(start, length if whole else round(_log_uniform(rng, SHORTEST_CUT_PASSAGE, most)))
+    prefix, middle, suffix = cut(passage, rng)
+    suffix = suffix if whole else shortened(suffix, rng)
+    return gap_document(prefix, middle, suffix, encode, recipe.middle_weight, recipe.middle_tokens)
 
 
 def pack(documents: Iterator[Document], rows: int, row_tokens: int) -> Rows:

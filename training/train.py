@@ -55,7 +55,7 @@ def train(recipe: Recipe, run: Run, texts: dict[str, Text], held_out: Text, enco
     model = Llama(recipe.shape, recipe.dropout).to(run.device)
     optimizers = optimizers_of(model, recipe)
     first = checkpoint.resume(run.out, model, optimizers)
-    loss_of = torch.compile(model.loss) if run.compiled else model.loss
+    loss_of = torch.compile(model.loss, dynamic=False) if run.compiled else model.loss
     batches = ahead(recipe, texts, encode, first)
     losses: list[Tensor] = []
     tokens, since_s = 0, time.monotonic()
@@ -118,7 +118,7 @@ def batch_at(step: int, recipe: Recipe, texts: dict[str, Text], encode: rows.Enc
     def documents() -> Iterator[rows.Document]:
         while True:
             text = texts[parts[rng.choice(len(parts), p=shares / shares.sum())]]
-            yield rows.draw(text, stage.row_tokens, recipe, encode, rng)
+            yield rows.draw(text, stage, recipe, encode, rng)
 
     packed = rows.pack(documents(), stage.rows, stage.row_tokens)
     arrays = packed.tokens, packed.targets, packed.weights, packed.documents

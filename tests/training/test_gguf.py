@@ -87,7 +87,7 @@ def test_every_recipe_is_possible(path: Path) -> None:
 
 def test_a_recipe_with_an_unknown_setting_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "recipe.toml"
-    path.write_text((ROOT / "training/recipes/standin.toml").read_text().replace("dropout", "drop_out"))
+    path.write_text((ROOT / "training/recipes/tale-cpu.toml").read_text().replace("dropout", "drop_out"))
     with pytest.raises(TypeError, match="drop_out"):
         read(path)
 

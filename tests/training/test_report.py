@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -48,3 +49,9 @@ def test_a_curve_is_drawn_from_its_highest_to_its_lowest_value() -> None:
     assert lines[plot.LINES - 1].endswith("*")
     assert max(map(len, lines[: plot.LINES])) == plot.COLUMNS + 7
     assert lines[-1].endswith(" 100")
+
+
+def test_steps_that_were_done_again_count_once(tmp_path: Path) -> None:
+    log = tmp_path / "log.jsonl"
+    log.write_text("".join(f'{{"step": {step}, "loss": {loss}}}\n' for step, loss in [(1, 9), (2, 8), (3, 7), (2, 6)]))
+    assert plot.points(plot.read(log), "loss") == [(1, 9), (2, 6)]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from training import recipe, rows
 from training.corpus import Text
+from training.recipe import Stage
 from training.rows import END_ID, MIDDLE_ID, NO_TARGET, PREFIX_ID, SUFFIX_ID
 
 FIRST_BYTE = 5
@@ -70,6 +71,12 @@ def test_a_middle_and_its_end_count_as_much_as_the_recipe_says() -> None:
     assert (document.weights[:4] == 1.0).all()
 
 
+@pytest.mark.parametrize(("length", "each"), [(1, rows.MOST_PER_TOKEN), (7, 5.0), (19, 2.0), (300, 2.0)])
+def test_a_short_middle_counts_in_all_as_much_as_a_longer_one(length: int, each: float) -> None:
+    document = rows.gap_document("ab", "x" * length, "ef", encode, middle_weight=2.0, middle_tokens=40.0)
+    assert document.weights[-length - 1 :].tolist() == pytest.approx([each] * (length + 1))
+
+
 @given(st.text(st.sampled_from("ab \n"), min_size=2), st.integers(0, 2**32), st.sampled_from([0.0, 0.5, 1.0]))
 def test_a_cut_loses_nothing_and_leaves_a_middle(text: str, seed: int, word_share: float) -> None:
     prefix, middle, suffix = rows.cut(text, np.random.default_rng(seed), word_share)
@@ -105,10 +112,23 @@ def test_suffixes_are_short_and_long_and_end_with_a_word() -> None:
 
 def test_the_recipe_says_how_many_documents_are_gaps_and_every_one_begins_as_requests_do() -> None:
     rng = np.random.default_rng(0)
-    drawn = [rows.draw(Text.of(BOOKS), 64, RECIPE, encode, rng) for _ in range(400)]
+    stage = Stage(steps=1, rows=1, row_tokens=64, fim_share=0.7, whole_suffix_share=0.5)
+    drawn = [rows.draw(Text.of(BOOKS), stage, RECIPE, encode, rng) for _ in range(400)]
     assert all(document.tokens[0] == END_ID for document in drawn)
     share = np.mean([document.tokens[1] == PREFIX_ID for document in drawn])
-    assert share == pytest.approx(RECIPE.fim_share, abs=0.1)
+    assert share == pytest.approx(stage.fim_share, abs=0.1)
+
+
+def test_a_stage_says_how_many_suffixes_are_whole() -> None:
+    text = Text.of("word " * 400)
+
+    def mean_suffix_tokens(share: float) -> float:
+        rng = np.random.default_rng(0)
+        stage = Stage(steps=1, rows=1, row_tokens=256, fim_share=1.0, whole_suffix_share=share)
+        drawn = [rows.draw(text, stage, RECIPE, encode, rng).tokens.tolist() for _ in range(300)]
+        return float(np.mean([ids.index(MIDDLE_ID) - ids.index(SUFFIX_ID) for ids in drawn]))
+
+    assert mean_suffix_tokens(1.0) > 4 * mean_suffix_tokens(0.0)
 
 
 @given(st.lists(st.integers(2, 32), min_size=1), st.integers(1, 5))

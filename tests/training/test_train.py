@@ -17,14 +17,14 @@ from training.recipe import Recipe, Shape, Stage
 from training.train import Run, optimizers_of, train
 
 BOOK = Text.of("The cat sat on the mat, and the cat was happy.\n" * 40)
-STAGE = Stage(steps=4, rows=4, row_tokens=256)
+STAGE = Stage(steps=4, rows=4, row_tokens=256, fim_share=0.5, whole_suffix_share=0.5)
 RECIPE = Recipe(
     shape=Shape(vocab_size=288, context=256, dim=32, layers=2, heads=4, kv_heads=2, ff=64),
     seed=1,
     mix={"tale": 1.0},
-    fim_share=0.5,
     middle_weight=2.0,
-    stages=(Stage(steps=40, rows=4, row_tokens=256),),
+    middle_tokens=20.0,
+    stages=(dataclasses.replace(STAGE, steps=40),),
     optimizer="muon",
     learning_rate=1e-2,
     warmup_steps=2,
