@@ -158,6 +158,14 @@ def test_a_second_rotation_never_lengthens_an_old_secrets_time(any_store: SqlSto
     assert _opens(any_store, last) == first.key
 
 
+def test_a_key_that_has_expired_gets_no_secret_that_would_open_nothing(any_store: SqlStore) -> None:
+    old = any_store.create_key("ci", expires_at_ms=now_ms() - 1)
+    with pytest.raises(KeyEnded, match="set a later end first"):
+        any_store.rotate_key("ci")
+    any_store.update_key("ci", KeyChange(expires_at_ms=None))
+    assert any_store.rotate_key("ci").secret != old.secret
+
+
 def test_a_disabled_key_is_out_of_force_until_it_is_enabled(any_store: SqlStore) -> None:
     issued = any_store.create_key("ci")
     disabled = any_store.update_key("ci", KeyChange(disabled=True))

@@ -158,6 +158,7 @@ def test_the_audit_tells_who_did_what_without_secrets(admin: Admin) -> None:
         ("POST", "/keys", {"name": 1}, 400, "name"),
         ("POST", "/keys", {"name": "x", "role": 1}, 400, "role"),
         ("POST", "/keys", {"name": "x", "expires_at_ms": -1}, 400, "expires_at_ms"),
+        ("POST", "/keys", {"name": "x", "expires_at_ms": 1}, 400, "expires_at_ms"),
         ("POST", "/keys", {"name": "x", "policy": {"max_tokens": "3"}}, 400, "policy.max_tokens"),
         ("POST", "/keys", {"name": "x", "policy": {"max_token": 3}}, 400, "policy.max_token"),
         ("POST", "/keys", {"name": "x", "policy": {"addresses": ["here"]}}, 400, "policy.addresses"),

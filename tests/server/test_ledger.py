@@ -62,7 +62,7 @@ def test_a_reply_has_its_row_by_the_time_it_is_there(server: Server) -> None:
     )  # fmt: skip
     usage = reply["usage"]
     assert (row["prompt_tokens"], row["completion_tokens"]) == (usage["prompt_tokens"], usage["completion_tokens"])
-    assert (row["user"], row["source"], row["cost_micros"]) == ("reader-1", "vendor", 0)
+    assert (row["user"], row["source"], row["cost_micros"]) == ("reader-1", "counted", 0)
     assert row["first_ms"] <= row["total_ms"]
     assert "n=native" in row["plan"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import urllib.error
 from collections.abc import Iterator
 from contextlib import closing
@@ -64,9 +65,18 @@ def test_an_admin_sees_all_keys_and_nobody_else_does(
     caught.value.close()
 
 
+def test_a_key_says_of_how_many_days(reader: Server) -> None:
+    reader.complete(max_tokens=1)
+    with closing(sqlite3.connect(reader.home / "andthen.db")) as raw, raw:
+        raw.execute("UPDATE requests SET started_at_ms = started_at_ms - 40 * 86400000")
+    assert json.loads(reader.get("/v4/beta/usage"))["data"] == []
+    assert len(json.loads(reader.get("/v4/beta/usage?days=60"))["data"]) == 1
+
+
 @pytest.mark.parametrize("query", ["days=0", "days=x", "days=9999", "since=1", "%ff", "days=1&days=2"])
-def test_a_query_that_cannot_be_is_refused(admin: Server, query: str) -> None:
-    with pytest.raises(urllib.error.HTTPError) as caught:
-        admin.get(f"/admin/usage?{query}")
-    assert caught.value.code == 400
-    caught.value.close()
+def test_a_query_that_cannot_be_is_refused(server: Server, admin: Server, query: str) -> None:
+    for asked, path in ((admin, "/admin/usage"), (server, "/v4/beta/usage")):
+        with pytest.raises(urllib.error.HTTPError) as caught:
+            asked.get(f"{path}?{query}")
+        assert caught.value.code == 400
+        caught.value.close()

@@ -21,6 +21,11 @@ Json = dict[str, Any]
 COMPLETIONS = ("/v4/beta/completions", "/v5/completions", "/v1/completions")
 MODELS = ("/v4/beta/models", "/v1/models")
 USAGE = ("/v4/beta/usage",)
+DAYS: Json = {
+    "name": "days", "in": "query", "description": "Of how many days, today included; 31 if left out.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": usage.DAYS_MAX},
+}  # fmt: skip
+"""A parameter of the routes that tell what was used."""
 
 _STRUCTS = (
     response.CompletionReply,
@@ -148,8 +153,9 @@ def _paths() -> Json:
         paths[path] = {"get": _list_models(path)}
         paths[path + "/{vendor}/{model}"] = {"get": _show_model(path)}
     for path in USAGE:
-        told = json_reply("UsageReply", "The last 31 days, and what is left of its budgets.")
-        paths[path] = {"get": operation("usage", "What this key has used", told, (*WITH_KEY, errors.LedgerUnavailable))}
+        told = json_reply("UsageReply", "The sums of its days, and what is left of its budgets.")
+        refusals = (errors.BadRequest, *WITH_KEY, errors.LedgerUnavailable)
+        paths[path] = {"get": operation("usage", "What this key has used", told, refusals) | {"parameters": [DAYS]}}
     for root in (*COMPLETIONS, ""):
         paths[root + "/tokenize"] = {"post": _tokenize(root)}
         paths[root + "/detokenize"] = {"post": _detokenize(root)}

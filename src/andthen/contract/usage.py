@@ -6,6 +6,9 @@ from typing import Literal
 
 from msgspec import Struct
 
+DAYS_MAX = 3660
+"""Of how many days the sums are told at most."""
+
 
 class UsageDay(Struct, kw_only=True):
     """The requests of one day to one model."""

@@ -191,7 +191,7 @@ class Job:
         self.over = True
         prompt_tokens = sum(prompt.group.read for prompt in self.prompts)
         completion_tokens = sum(candidate.generated for prompt in self.prompts for candidate in prompt.candidates)
-        self.say(Usage(prompt_tokens, completion_tokens, cached_tokens=self.cached_tokens))
+        self.say(Usage(prompt_tokens, completion_tokens, cached_tokens=self.cached_tokens, source="counted"))
 
     def _tell(self, candidate: Candidate, number: int) -> None:
         text, tokens = candidate.text.take()

@@ -180,7 +180,7 @@ class Engine:
         if ticket.cancelled:
             self._end(key)
             self._models.unpin(model)
-            self._emit([(job.link, Emitted(job.number, [Usage(0, 0, cached_tokens=0)]))])
+            self._emit([(job.link, Emitted(job.number, [Usage(0, 0, cached_tokens=0, source="counted")]))])
             return
         ticket.job, ticket.runner, ticket.model = job, runner, model
         runner.add(job)

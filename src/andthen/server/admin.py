@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import re
+import time
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qsl
@@ -83,6 +84,10 @@ async def list_keys(services: Services, exchange: Exchange) -> None:
 
 async def create_key(services: Services, exchange: Exchange) -> None:
     asked = await _body(exchange, NewKey)
+    if asked.expires_at_ms is not None and asked.expires_at_ms <= time.time_ns() // 1_000_000:
+        raise BadRequest(
+            "`expires_at_ms` is past, and the key would open nothing: send a later one, or none.", param="expires_at_ms"
+        )
     made = await _ask(
         services.store.create_key,
         asked.name,

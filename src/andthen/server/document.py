@@ -11,7 +11,7 @@ from andthen.books.store import IssuedKey
 from andthen.contract import errors
 from andthen.contract.errors import AndthenError
 from andthen.contract.limits import Limits
-from andthen.contract.spec import WITH_BODY, WITH_KEY, Json, json_reply, openapi, operation
+from andthen.contract.spec import DAYS, WITH_BODY, WITH_KEY, Json, json_reply, openapi, operation
 from andthen.server.admin import (
     ADMIN_AUDIT,
     ADMIN_KEYS,
@@ -24,7 +24,7 @@ from andthen.server.admin import (
     NewKey,
     Rotation,
 )
-from andthen.server.usage import ADMIN_USAGE, DAYS_MAX, UsageList
+from andthen.server.usage import ADMIN_USAGE, UsageList
 
 _STRUCTS = (Key, IssuedKey, KeyList, ChangeList, Deletion, NewKey, KeyPatch, Rotation, UsageList)
 _EXAMPLES: dict[str, Json] = {
@@ -107,12 +107,7 @@ def _usage() -> Json:
     made = _admin(
         "listUsage", "What all keys have used", "UsageList", "The sums.", (errors.BadRequest, errors.LedgerUnavailable)
     )
-    made["parameters"] = [
-        {
-            "name": "days", "in": "query", "description": "Of how many days, today included; 31 if left out.",
-            "schema": {"type": "integer", "minimum": 1, "maximum": DAYS_MAX},
-        }
-    ]  # fmt: skip
+    made["parameters"] = [DAYS]
     return made
 
 

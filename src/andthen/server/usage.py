@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import re
 import time
 from collections.abc import Callable
@@ -17,16 +18,14 @@ from andthen.books.keys import Key
 from andthen.books.store import BooksError, Store
 from andthen.books.store.usage import UsageRow
 from andthen.contract.errors import BadRequest, InvalidApiKey, LedgerUnavailable
-from andthen.contract.usage import BudgetStanding, UsageDay, UsageReply
+from andthen.contract.usage import DAYS_MAX, BudgetStanding, UsageDay, UsageReply
 from andthen.server.http import JSON, Exchange
 from andthen.server.services import Services
 
 ADMIN_USAGE = "/admin/usage"
-DAYS_MAX = 3660
 _DAYS = 31
 _DAY_MS = 86_400_000
 
-_What = TypeVar("_What")
 _Told = TypeVar("_Told")
 
 _REPORTS = ThreadPoolExecutor(1, "reports")
@@ -41,28 +40,30 @@ class UsageList(Struct, kw_only=True):
 
 
 async def show_usage(services: Services, exchange: Exchange) -> None:
-    """Of the caller's own key: the last 31 days, and what is left of its budgets."""
+    """Of the caller's own key, as the query says, `?days=31`; and what is left of its budgets."""
+    days = _days(exchange.query)
     if exchange.key is None:
         raise InvalidApiKey("No API key was sent: send it as the header `x-api-key` or as a bearer token.")
-    reply = await _ask(services.store, _own, exchange.key)
+    reply = await _ask(services.store, functools.partial(_own, key=exchange.key, days=days))
     await exchange.reply(200, JSON, _encode(reply))
 
 
 async def list_usage(services: Services, exchange: Exchange) -> None:
     """Of all keys; as the query says, `?days=31`."""
     days = _days(exchange.query)
-    await exchange.reply(200, JSON, _encode(UsageList(data=await _ask(services.store, _all, days))))
+    rows = await _ask(services.store, functools.partial(_all, days=days))
+    await exchange.reply(200, JSON, _encode(UsageList(data=rows)))
 
 
-async def _ask(store: Store, read: Callable[[Store, _What], _Told], what: _What) -> _Told:
+async def _ask(store: Store, read: Callable[[Store], _Told]) -> _Told:
     try:
-        return await asyncio.get_running_loop().run_in_executor(_REPORTS, read, store, what)
+        return await asyncio.get_running_loop().run_in_executor(_REPORTS, read, store)
     except BooksError as error:
         raise LedgerUnavailable("The ledger can't be read at the moment: send the request again.") from error
 
 
-def _own(store: Store, key: Key) -> UsageReply:
-    rows = store.usage(["day", "model"], since_ms=_first_ms(_DAYS), key_id=key.id)
+def _own(store: Store, key: Key, days: int) -> UsageReply:
+    rows = store.usage(["day", "model"], since_ms=_first_ms(days), key_id=key.id)
     budgets = key.policy.budgets
     return UsageReply(
         data=[UsageDay(**{name: getattr(row, name) for name in UsageDay.__struct_fields__}) for row in rows],

@@ -135,6 +135,8 @@ class Keys(Database):
         with self.changing("keys") as connection:
             key = _standing(_find(connection, id_or_name))
             now = now_ms()
+            if key.expires_at_ms is not None and key.expires_at_ms <= now:
+                raise KeyEnded(f"the key {key.id} has expired, a new secret would open nothing: set a later end first")
             own = KEY_SECRETS.c.key_id == key.id
             connection.execute(KEY_SECRETS.delete().where(own, KEY_SECRETS.c.expires_at_ms <= now))
             outlives = sa.or_(KEY_SECRETS.c.expires_at_ms.is_(None), KEY_SECRETS.c.expires_at_ms > now + overlap_ms)
