@@ -93,7 +93,10 @@ def test_a_key_is_made_shown_changed_and_deleted(admin: Admin) -> None:
     assert admin.server.ask("GET", MODELS[0], x_api_key=secret).status == 200
     for name in (key["id"], "life"):
         shown = admin.ask("GET", f"/keys/{name}")
-        assert (shown.status, shown.json) == (200, key)
+        none = {"spent_micros": 0, "reserved_micros": 0, "spent_tokens": 0, "reserved_tokens": 0}
+        standing = {"window": "day", "limit_micros": 5_000_000, "limit_tokens": None} | none
+        assert (shown.status, shown.json) == (200, key | {"budgets": [standing]})
+        assert _valid("ShownKey", shown.json)
     assert key in admin.ask("GET", "/keys").json["data"]
     changed = admin.ask(
         "PATCH", "/keys/life", {"policy": {"max_tokens": None, "owner": "Grace"}, "expires_at_ms": None}

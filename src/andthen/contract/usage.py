@@ -47,5 +47,5 @@ class BudgetStanding(Struct, kw_only=True):
 class UsageReply(Struct, kw_only=True):
     object: Literal["usage"] = "usage"
     data: list[UsageDay]
-    """The last 31 days, oldest first."""
+    """As many days as were asked for, oldest first."""
     budgets: list[BudgetStanding]

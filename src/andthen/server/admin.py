@@ -19,10 +19,12 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 
 from andthen.books.keys import Key
 from andthen.books.policy import UNBOUNDED, BadPolicy, Policy
-from andthen.books.store import BooksError, Change, IssuedKey, KeyChange, KeyEnded, NameTaken, NoSuchKey
+from andthen.books.store import BooksError, Change, IssuedKey, KeyChange, KeyEnded, NameTaken, NoSuchKey, Store
 from andthen.contract.errors import BadRequest, Conflict, DatabaseUnavailable, InvalidJson, NotFound
+from andthen.contract.usage import BudgetStanding
 from andthen.server.http import JSON, Exchange
 from andthen.server.services import Services
+from andthen.server.usage import standings
 
 ADMIN_KEYS = "/admin/keys"
 ADMIN_AUDIT = "/admin/audit"
@@ -67,6 +69,11 @@ class KeyList(Struct, kw_only=True):
     data: list[Key]
 
 
+class ShownKey(Key, frozen=True, kw_only=True):
+    budgets: list[BudgetStanding]
+    """What is used of its budgets, in their order."""
+
+
 class ChangeList(Struct, kw_only=True):
     object: Literal["list"] = "list"
     data: list[Change]
@@ -100,7 +107,12 @@ async def create_key(services: Services, exchange: Exchange) -> None:
 
 
 async def show_key(services: Services, exchange: Exchange) -> None:
-    await _reply(exchange, await _ask(services.store.find_key, _named(exchange)))
+    await _reply(exchange, await _ask(_shown, services.store, _named(exchange)))
+
+
+def _shown(store: Store, id_or_name: str) -> ShownKey:
+    key = store.find_key(id_or_name)
+    return ShownKey(**msgspec.structs.asdict(key), budgets=standings(store, key))
 
 
 async def change_key(services: Services, exchange: Exchange) -> None:

@@ -23,10 +23,11 @@ from andthen.server.admin import (
     KeyPatch,
     NewKey,
     Rotation,
+    ShownKey,
 )
 from andthen.server.usage import ADMIN_USAGE, UsageList
 
-_STRUCTS = (Key, IssuedKey, KeyList, ChangeList, Deletion, NewKey, KeyPatch, Rotation, UsageList)
+_STRUCTS = (Key, IssuedKey, KeyList, ChangeList, Deletion, NewKey, KeyPatch, Rotation, ShownKey, UsageList)
 _EXAMPLES: dict[str, Json] = {
     "NewKey": {
         "name": "nightly",
@@ -59,7 +60,9 @@ def _paths() -> Json:
             ),
         },
         below: {
-            "get": _of_key("showKey", "Show a key", "Key", "The key.", (errors.NotFound,)),
+            "get": _of_key(
+                "showKey", "Show a key", "ShownKey", "The key, and what is used of its budgets.", (errors.NotFound,)
+            ),
             "patch": _of_key(
                 "changeKey", "Change a key's bounds, disable or enable it, or let it end", "Key",
                 "The key as it is now.",

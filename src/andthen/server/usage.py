@@ -64,22 +64,27 @@ async def _ask(store: Store, read: Callable[[Store], _Told]) -> _Told:
 
 def _own(store: Store, key: Key, days: int) -> UsageReply:
     rows = store.usage(["day", "model"], since_ms=_first_ms(days), key_id=key.id)
-    budgets = key.policy.budgets
     return UsageReply(
         data=[UsageDay(**{name: getattr(row, name) for name in UsageDay.__struct_fields__}) for row in rows],
-        budgets=[
-            BudgetStanding(
-                window=budget.window,
-                limit_micros=budget.micros,
-                spent_micros=spent.micros,
-                reserved_micros=spent.reserved_micros,
-                limit_tokens=budget.tokens,
-                spent_tokens=spent.tokens,
-                reserved_tokens=spent.reserved_tokens,
-            )
-            for budget, spent in zip(budgets, store.spent(key.id, budgets), strict=True)
-        ],
+        budgets=standings(store, key),
     )
+
+
+def standings(store: Store, key: Key) -> list[BudgetStanding]:
+    """Of the key's budgets, in their order. Blocks. Raises `BooksError`."""
+    budgets = key.policy.budgets
+    return [
+        BudgetStanding(
+            window=budget.window,
+            limit_micros=budget.micros,
+            spent_micros=spent.micros,
+            reserved_micros=spent.reserved_micros,
+            limit_tokens=budget.tokens,
+            spent_tokens=spent.tokens,
+            reserved_tokens=spent.reserved_tokens,
+        )
+        for budget, spent in zip(budgets, store.spent(key.id, budgets), strict=True)
+    ]
 
 
 def _all(store: Store, days: int) -> list[UsageRow]:
