@@ -24,6 +24,7 @@ Words = frozenset[str]
 READINGS = (
     "prefix and suffix",
     "the same, given that it does not end yet",
+    "the same, the suffix behind the prefix",
     "prefix and another passage's suffix",
     "prefix and an empty suffix",
     "prefix alone, as plain text",
@@ -99,8 +100,14 @@ def gaps(
     cuts = list(_cut_passages(text, count, seed))
     scores: list[Scores] = []
     for (prefix, middle, suffix), (_, _, other) in zip(cuts, cuts[1:] + cuts[:1], strict=True):
-        before = [rows.gap_prompt(prefix, after, encode) for after in (suffix, other, "")]
-        right, *others = [_logprobs(model, ids, encode(middle)) for ids in (*before, [rows.END_ID, *encode(prefix)])]
+        before = [
+            rows.gap_prompt(prefix, suffix, encode),
+            rows.gap_prompt(prefix, suffix, encode, suffix_first=False),
+            rows.gap_prompt(prefix, other, encode),
+            rows.gap_prompt(prefix, "", encode),
+            [rows.END_ID, *encode(prefix)],
+        ]
+        right, *others = [_logprobs(model, ids, encode(middle)) for ids in before]
         scores.append([right[0], right[0] - torch.log1p(-right[1].exp()), *(score for score, _ in others)])
     short = [number for number, (_, middle, _) in enumerate(cuts) if len(middle) <= SHORT_GAP_CHARACTERS]
     ended = whole = 0

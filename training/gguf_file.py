@@ -82,3 +82,4 @@ def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
     writer.add_pad_token_id(CONTROL.index(FIM_PAD))
     for key, token in (("pre", FIM_PREFIX), ("suf", FIM_SUFFIX), ("mid", FIM_MIDDLE), ("pad", FIM_PAD)):
         writer.add_uint32(f"tokenizer.ggml.fim_{key}_token_id", CONTROL.index(token))
+    writer.add_bool("andthen.suffix_first", True)  # no standard key says in which order a gap is read

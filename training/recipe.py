@@ -74,6 +74,8 @@ class Stage:
     whole_suffix_share: float
     """Share of those that are as requests are: long, and with all of the suffix. Most of the others are short and have
     a few words of it, from which a model learns sooner where to look."""
+    suffix_first_share: float
+    """Share of the cut documents whose suffix comes before the prefix; in the others it follows it."""
 
 
 @dataclass(frozen=True)

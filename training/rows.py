@@ -1,13 +1,17 @@
 """Text → documents → rows of tokens: what the model sees. Pure but for the generator passed in; knows no torch.
 
-A document is a passage, or a passage cut for fill-in-the-middle in the order that requests use:
+A document is a passage, or a passage cut for fill-in-the-middle, the suffix first or between:
 
-    BOS text                               BOS PRE prefix SUF suffix MID middle END
+    BOS text           BOS SUF suffix PRE prefix MID middle END           BOS PRE prefix SUF suffix MID middle END
+
+Suffix first is how the engine asks (arXiv:2207.14255 has both, as SPM and PSM): the middle then goes on from the prefix
+as any text does, where behind a suffix a small model takes very long to find the prefix's end; and what is typed into
+the gap's prefix leaves the rest as it was read. The other order is what other programs ask by.
 
 It begins with BOS because requests do. What nobody will ask the model for is no target: the inner markers, and
 whatever would follow a passage that merely stops. END is a target where a gap is filled or a book ends. At the prefix's
-end and at SUF the target is the middle's first token: so SUF learns to carry on from the prefix, and MID has one place
-to look at for where it stopped. Without that a small model takes long to find the prefix's end behind the suffix.
+end the target is the middle's first token, and at SUF too where the suffix follows the prefix: so SUF learns to carry
+on from the prefix, and MID has one place to look at for where it stopped.
 
 Documents of many lengths are packed into a row, and attention stays inside a document: in rows of one document each,
 cut to one length, a model learns to end at the last position instead of where the gap is filled.
@@ -75,23 +79,34 @@ def passage_document(text: str, ends_book: bool, encode: Encode) -> Document:
 
 
 def gap_document(
-    prefix: str, middle: str, suffix: str, encode: Encode, middle_weight: float = 1.0, middle_tokens: float = 0.0
+    prefix: str,
+    middle: str,
+    suffix: str,
+    encode: Encode,
+    *,
+    suffix_first: bool = True,
+    middle_weight: float = 1.0,
+    middle_tokens: float = 0.0,
 ) -> Document:
     """Each part is encoded alone, as the parts of a request are."""
-    before = gap_prompt(prefix, suffix, encode)
+    before = gap_prompt(prefix, suffix, encode, suffix_first=suffix_first)
     missing = encode(middle)
     document = _document(before + missing, END_ID)
     weight = max(middle_weight, min(MOST_PER_TOKEN, middle_tokens / (len(missing) + 1)))
     document.weights[len(before) - 1 :] = weight
-    seam = before.index(SUFFIX_ID)
-    document.targets[seam - 1 : seam + 1] = missing[0]
-    document.weights[seam] = weight
+    if suffix_first:
+        document.targets[len(before) - 2] = missing[0]
+    else:
+        seam = before.index(SUFFIX_ID)
+        document.targets[seam - 1 : seam + 1] = missing[0]
+        document.weights[seam] = weight
     return document
 
 
-def gap_prompt(prefix: str, suffix: str, encode: Encode) -> list[int]:
+def gap_prompt(prefix: str, suffix: str, encode: Encode, *, suffix_first: bool = True) -> list[int]:
     """What stands before the middle, BOS included."""
-    return [END_ID, PREFIX_ID, *encode(prefix), SUFFIX_ID, *encode(suffix), MIDDLE_ID]
+    before, after = [PREFIX_ID, *encode(prefix)], [SUFFIX_ID, *encode(suffix)]
+    return [END_ID, *(after + before if suffix_first else before + after), MIDDLE_ID]
 
 
 def _document(tokens: list[int], last_target: int) -> Document:
@@ -144,8 +159,15 @@ def draw(text: Text, stage: Stage, recipe: Recipe, encode: Encode, rng: np.rando
     whole = rng.random() < stage.whole_suffix_share
     passage, _ = text.passage(start, length if whole else round(_log_uniform(rng, SHORTEST_CUT_PASSAGE, most)))
     prefix, middle, suffix = cut(passage, rng)
-    suffix = suffix if whole else shortened(suffix, rng)
-    return gap_document(prefix, middle, suffix, encode, recipe.middle_weight, recipe.middle_tokens)
+    return gap_document(
+        prefix,
+        middle,
+        suffix if whole else shortened(suffix, rng),
+        encode,
+        suffix_first=stage.suffix_first_share > 0 and rng.random() < stage.suffix_first_share,
+        middle_weight=recipe.middle_weight,
+        middle_tokens=recipe.middle_tokens,
+    )
 
 
 def pack(documents: Iterator[Document], rows: int, row_tokens: int) -> Rows:

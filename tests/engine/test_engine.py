@@ -172,15 +172,20 @@ def test_the_start_of_a_document_is_a_prompt(asker: Asker) -> None:
     assert len(reply.only.tokens) == 4
 
 
-def test_fill_in_the_middle_reads_prefix_suffix_and_marks(asker: Asker, plain: Plain) -> None:
-    reply = asker.ask("Once upon", suffix=" there was a king", seed=1, max_tokens=6, logprobs=0)
-    ids = [*asker_tokens(asker, "Once upon"), *asker_tokens(asker, " there was a king")]
-    assert reply.usage.prompt_tokens == len(ids) + 4
-    assert reply.only.tokens[0].offset == len("Once upon")
-    before, after, middle = plain.model.fill_in_the_middle or (0, 0, 0)
-    first = asker_tokens(asker, "Once upon")
-    prompt = (plain.model.bos or 0, before, *first, after, *ids[len(first) :], middle)
-    assert asker.ask(prompt, seed=1, max_tokens=6).text == reply.text
+@pytest.mark.parametrize("suffix_first", [None, True, False])
+def test_fill_in_the_middle_reads_both_parts_and_their_marks(plain: Plain, suffix_first: bool | None) -> None:
+    model = ModelSettings(str(SHIPPED), deterministic=True, suffix_first=suffix_first)
+    with asking(EngineSettings(models={MODEL: model})) as asker:
+        reply = asker.ask("Once upon", suffix=" there was a king", seed=1, max_tokens=6, logprobs=0)
+        prefix, rest = asker_tokens(asker, "Once upon"), asker_tokens(asker, " there was a king")
+        assert reply.usage.prompt_tokens == len(prefix) + len(rest) + 4
+        assert reply.only.tokens[0].offset == len("Once upon")
+        before, after, middle = plain.model.fill_in_the_middle or (0, 0, 0)
+        parts = [(before, *prefix), (after, *rest)]
+        if plain.model.suffix_first if suffix_first is None else suffix_first:
+            parts.reverse()
+        prompt = (plain.model.bos or 0, *parts[0], *parts[1], middle)
+        assert asker.ask(prompt, seed=1, max_tokens=6).text == reply.text
 
 
 def test_log_probabilities_hold_the_chosen_token_among_the_best(asker: Asker) -> None:

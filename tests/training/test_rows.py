@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from training.rows import END_ID, MIDDLE_ID, NO_TARGET, PREFIX_ID, SUFFIX_ID
 
 FIRST_BYTE = 5
 RECIPE = recipe.read(Path(__file__).parents[2] / "training/recipes/tale.toml")
+STAGE = Stage(steps=1, rows=1, row_tokens=64, fim_share=0.5, whole_suffix_share=0.5, suffix_first_share=0.0)
 BOOKS = "Once a cat sat.\nIt slept.\n\nThe dog ran off into the wood, and the wood was dark.\nHe came home.\n"
 
 
@@ -60,15 +62,23 @@ def test_a_passage_stops_without_an_end_unless_its_book_does() -> None:
 def test_a_gap_reads_as_a_request_does_and_ends_where_it_is_filled() -> None:
     document = rows.gap_document("a", "b", "c", encode)
     a, b, c = encode("abc")
-    assert document.tokens.tolist() == [END_ID, PREFIX_ID, a, SUFFIX_ID, c, MIDDLE_ID, b]
-    assert document.targets.tolist() == [NO_TARGET, a, b, b, NO_TARGET, b, END_ID]
+    assert document.tokens.tolist() == [END_ID, SUFFIX_ID, c, PREFIX_ID, a, MIDDLE_ID, b]
+    assert document.targets.tolist() == [NO_TARGET, c, NO_TARGET, a, b, b, END_ID]
+    behind = rows.gap_document("a", "b", "c", encode, suffix_first=False)
+    assert behind.tokens.tolist() == [END_ID, PREFIX_ID, a, SUFFIX_ID, c, MIDDLE_ID, b]
+    assert behind.targets.tolist() == [NO_TARGET, a, b, b, NO_TARGET, b, END_ID]
 
 
 def test_a_middle_and_its_end_count_as_much_as_the_recipe_says() -> None:
-    document = rows.gap_document("ab", "cd", "ef", encode, middle_weight=3.0)
+    first, behind = (
+        rows.gap_document("ab", "cd", "ef", encode, suffix_first=suffix_first, middle_weight=3.0)
+        for suffix_first in (True, False)
+    )
     c, d = encode("cd")
-    assert document.targets[document.weights == 3.0].tolist() == [c, c, d, END_ID]
-    assert (document.weights[:4] == 1.0).all()
+    assert first.targets[first.weights == 3.0].tolist() == [c, d, END_ID]
+    assert behind.targets[behind.weights == 3.0].tolist() == [c, c, d, END_ID]
+    assert (first.weights[:7] == 1.0).all()
+    assert (behind.weights[:4] == 1.0).all()
 
 
 @pytest.mark.parametrize(("length", "each"), [(1, rows.MOST_PER_TOKEN), (7, 5.0), (19, 2.0), (300, 2.0)])
@@ -112,11 +122,12 @@ def test_suffixes_are_short_and_long_and_end_with_a_word() -> None:
 
 def test_the_recipe_says_how_many_documents_are_gaps_and_every_one_begins_as_requests_do() -> None:
     rng = np.random.default_rng(0)
-    stage = Stage(steps=1, rows=1, row_tokens=64, fim_share=0.7, whole_suffix_share=0.5)
+    stage = dataclasses.replace(STAGE, fim_share=0.7, suffix_first_share=0.8)
     drawn = [rows.draw(Text.of(BOOKS), stage, RECIPE, encode, rng) for _ in range(400)]
     assert all(document.tokens[0] == END_ID for document in drawn)
-    share = np.mean([document.tokens[1] == PREFIX_ID for document in drawn])
-    assert share == pytest.approx(stage.fim_share, abs=0.1)
+    first, behind = (np.mean([document.tokens[1] == mark for document in drawn]) for mark in (SUFFIX_ID, PREFIX_ID))
+    assert first + behind == pytest.approx(stage.fim_share, abs=0.1)
+    assert first / (first + behind) == pytest.approx(stage.suffix_first_share, abs=0.1)
 
 
 def test_a_stage_says_how_many_suffixes_are_whole() -> None:
@@ -124,7 +135,7 @@ def test_a_stage_says_how_many_suffixes_are_whole() -> None:
 
     def mean_suffix_tokens(share: float) -> float:
         rng = np.random.default_rng(0)
-        stage = Stage(steps=1, rows=1, row_tokens=256, fim_share=1.0, whole_suffix_share=share)
+        stage = dataclasses.replace(STAGE, row_tokens=256, fim_share=1.0, whole_suffix_share=share)
         drawn = [rows.draw(text, stage, RECIPE, encode, rng).tokens.tolist() for _ in range(300)]
         return float(np.mean([ids.index(MIDDLE_ID) - ids.index(SUFFIX_ID) for ids in drawn]))
 

@@ -17,7 +17,7 @@ from training.recipe import Recipe, Shape, Stage
 from training.train import Run, optimizers_of, train
 
 BOOK = Text.of("The cat sat on the mat, and the cat was happy.\n" * 40)
-STAGE = Stage(steps=4, rows=4, row_tokens=256, fim_share=0.5, whole_suffix_share=0.5)
+STAGE = Stage(steps=4, rows=4, row_tokens=256, fim_share=0.5, whole_suffix_share=0.5, suffix_first_share=0.5)
 RECIPE = Recipe(
     shape=Shape(vocab_size=288, context=256, dim=32, layers=2, heads=4, kv_heads=2, ff=64),
     seed=1,

@@ -90,6 +90,7 @@ def _model(file: SettingsFile, name: str, table: ModelTable) -> ModelSettings:
         cells=table.cells,
         gpu_layers=table.gpu_layers,
         deterministic=table.deterministic or ours,
+        suffix_first=table.suffix_first,
     )
 
 

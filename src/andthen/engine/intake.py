@@ -115,7 +115,8 @@ def _tokens(
 def _infill(
     prompt: Prompt, suffix: str, vocabulary: Model, context: int
 ) -> tuple[list[int], list[int] | tuple[int, ...]]:
-    """Prefix, suffix, middle: the order in which models learn to fill in (Bavarian et al. 2022, arXiv:2207.14255)."""
+    """A gap as the model has learnt to read it, the suffix after the prefix or before it (Bavarian et al. 2022,
+    arXiv:2207.14255: PSM and SPM), without what the paper leaves out of SPM: both parts keep their marks."""
     if vocabulary.fill_in_the_middle is None:
         raise UnsupportedParameter("This model has no fill-in-the-middle tokens: leave `suffix` out.", param="suffix")
     before, after, middle = vocabulary.fill_in_the_middle
@@ -129,6 +130,8 @@ def _infill(
         prefix, start = prompt, []
     _check_size("suffix", suffix, vocabulary, context)
     rest = _ids(vocabulary, suffix, add_special=False, parse_special=False)
+    if vocabulary.suffix_first:
+        return [*start, after, *rest, before, *prefix, middle], prefix
     return [*start, before, *prefix, after, *rest, middle], prefix
 
 

@@ -121,6 +121,8 @@ _EXPECTED_DEFAULTS: dict[str, dict[str, object]] = {
 
 _LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 _LOG_WARNING = 3
+_SUFFIX_FIRST = "andthen.suffix_first"
+"""A key of our own in a GGUF, true or false: no standard one says in which order a gap is read."""
 _LOAD_MODE_NONE = 0
 
 
@@ -170,6 +172,7 @@ class Library:
             "model_n_params": (ctypes.c_uint64, [pointer]),
             "model_size": (ctypes.c_uint64, [pointer]),
             "model_desc": (i32, [pointer, text, ctypes.c_size_t]),
+            "model_meta_val_str": (i32, [pointer, text, text, ctypes.c_size_t]),
             "model_is_recurrent": (ctypes.c_bool, [pointer]),
             "model_is_hybrid": (ctypes.c_bool, [pointer]),
             "model_has_encoder": (ctypes.c_bool, [pointer]),
@@ -267,6 +270,15 @@ class Model:
         self.fill_in_the_middle: tuple[int, int, int] | None = (
             (marks[0], marks[1], marks[2]) if None not in marks else None  # type: ignore[assignment]
         )
+
+        self.suffix_first: bool = self._said(_SUFFIX_FIRST) == b"true"
+        """Whether it has learnt to read a gap's suffix before the prefix."""
+
+    def _said(self, key: str) -> bytes:
+        """What the file says under a key, as text; nothing where it lacks it."""
+        buffer = ctypes.create_string_buffer(64)
+        self.lib.model_meta_val_str(self.handle, key.encode(), buffer, len(buffer))
+        return buffer.value
 
     def _special(self, name: str) -> int | None:
         token = int(getattr(self.lib, f"vocab_{name}")(self._vocab))

@@ -49,6 +49,8 @@ class Known:
         self.name = name
         self.settings = settings
         self.vocabulary = Model(settings.path, weights=False)
+        if settings.suffix_first is not None:
+            self.vocabulary.suffix_first = settings.suffix_first
         own = self.vocabulary.context
         self.context = min(settings.context or own, own)
         per_cell = max(1, self.vocabulary.bytes_per_cell)

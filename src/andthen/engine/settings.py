@@ -34,6 +34,9 @@ class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
     deterministic: bool = False
     """A seed gives the same text under any load, on a CPU. Each sequence then has cells of its own, so that fewer run
     at once."""
+    suffix_first: bool | None = None
+    """Whether the model has learnt to fill in the middle with the suffix before the prefix. Unset: as the file says
+    under `andthen.suffix_first`, else after it, as most models have."""
 
 
 class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True):
