@@ -13,6 +13,8 @@ from andthen.cli import main
 
 
 class _Written:
+    """As `andthen.books.writer.Writing`, and over at once."""
+
     def __await__(self) -> Generator[None, None, Bounded | None]:
         return None
         yield

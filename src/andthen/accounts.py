@@ -133,6 +133,7 @@ class Accounts:
         return worst_prompt_tokens(prompt, counted) + more
 
     def begin_intent(self, intent: Intent) -> Writing:
+        """Awaits nothing: see `written`."""
         return self._pen.intend(intent)
 
     async def written(self, writing: Writing) -> None:

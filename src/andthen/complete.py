@@ -36,8 +36,8 @@ class Work:
     """A request that some deployment takes, planned and not yet begun."""
 
     __slots__ = (
-        "_allowance", "_catalog", "_is_bounded", "_owner", "_request", "began_s", "came_s", "candidates", "deployment",
-        "exchanges", "fingerprint", "placed", "plan", "usage", "waited_s",
+        "_allowance", "_catalog", "_is_bounded", "_owner", "_placed_s", "_request", "began_s", "came_s", "candidates",
+        "deployment", "exchanges", "fingerprint", "placed", "plan", "usage", "waited_s",
     )  # fmt: skip
 
     def __init__(
@@ -52,6 +52,7 @@ class Work:
         """Who may answer, each with its plan, in the order in which they are asked."""
         self.placed: Placed | None = None
         """Set where the books hold what it may cost: see `Ask.placed`."""
+        self._placed_s: float | None = None
         self._is_bounded = False
         self.deployment, self.plan = candidates[0]
         """Who answers, and how; settled with the first events."""
@@ -76,6 +77,18 @@ class Work:
         self.deployment, self.plan = candidates[0]
 
     @property
+    def may_begin(self) -> bool:
+        """There is nothing to wait for, or not any more, before something is asked of anybody."""
+        return self.placed is None or self._placed_s is not None
+
+    async def _place(self) -> None:
+        """Raises what `placed` raises."""
+        if self.placed is not None:
+            await self.placed()
+            if self._placed_s is None:
+                self._placed_s = time.monotonic()
+
+    @property
     def retries(self) -> int:
         """What was done over, fallbacks included."""
         return self._catalog.upstream.settings.retries - self._allowance.retries
@@ -96,13 +109,14 @@ class Work:
             health.asked(now_s)
             self.deployment, self.plan = deployment, planned
             last = number == len(self.candidates)
-            ask = Ask(self._owner, deployment.model, self._request, planned, self._allowance, not last, self.placed)
+            placed = None if self.placed is None else self._place
+            ask = Ask(self._owner, deployment.model, self._request, planned, self._allowance, not last, placed)
             attempt: Attempt | None = None
             began = False
             passed_on_s = 0.0
             try:
-                if self.placed is not None and (planned.calls_nobody or not deployment.source.awaits_hold):
-                    await self.placed()
+                if planned.calls_nobody or not deployment.source.awaits_hold:
+                    await self._place()
                 attempt = deployment.source.open(ask)
                 # In this very generator: one inside another would end some time after this one is closed.
                 async with attempt:
@@ -125,8 +139,10 @@ class Work:
                     raise
             finally:
                 health.left(now_s)
-                self.waited_s = (self.waited_s or 0.0) + time.monotonic() - now_s - passed_on_s
-                if attempt is not None and attempt.usage is not None:
+                if self.may_begin:
+                    began_s = max(now_s, self._placed_s or now_s)  # what was before is the ledger's
+                    self.waited_s = (self.waited_s or 0.0) + time.monotonic() - began_s - passed_on_s
+                if self.may_begin and attempt is not None and attempt.usage is not None:
                     self.usage = self._with_earlier(attempt.usage)
                     self.exchanges += [(deployment.model, exchange) for exchange in attempt.exchanges]
                 if failure is not None:

@@ -149,6 +149,7 @@ class RemoteAttempt:
                     self._spread.begin(part)
                     usage = self._spread.usage_of(part)
                 if not reply.held_back:
+                    began_s += reply.held_s
                     self.exchanges.append(Exchange(reply.status, usage, time.monotonic() - began_s, began_s, code))
             tried += 1
             await asyncio.sleep(wait_s)

@@ -154,9 +154,16 @@ class Reply:
         after an error."""
         self.held_back = False
         """It waits for `placed`, or has done so in vain: nothing was sent."""
+        self.held_s = 0.0
+        """How long it waited for `placed`, what was connected meanwhile included."""
         self.status = 0
         self.headers: Headers = ()
         """Names in lower case."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether there is something to wait for before it is sent."""
+        return self._placed is not None
 
     @property
     def began(self) -> bool:
@@ -217,17 +224,21 @@ class Reply:
         return bytes(head[:most])
 
     async def may_send(self) -> None:
-        """Returns once it may be sent. None of that time is the vendor's. Raises what `placed` raises."""
+        """Returns once it may be sent. None of that time is the vendor's or the call's. Raises what `placed` raises."""
         if self._placed is None:
             return
-        self._reschedule(self._total_at)
+        began_s = self._loop.time()
+        self._reschedule(None)
         self.held_back = True
         await self._placed()
         self.held_back = False
-        self._arm("connect_s", self._loop.time())
+        now_s = self._loop.time()
+        self.held_s += now_s - began_s
+        self._total_at += now_s - began_s
+        self._arm("connect_s", now_s)
         self._reschedule(self._due)
 
-    def _reschedule(self, due: float) -> None:
+    def _reschedule(self, due: float | None) -> None:
         if self._timer is not None and not self._timer.expired():
             self._timer.reschedule(due)
 
@@ -381,8 +392,8 @@ _exchange: ContextVar[Reply] = ContextVar("exchange")
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Tells the reply that asked for a connection when it has one. A new one is made while the reply waits until it may
-    be sent."""
+    """Tells the reply that asked for a connection when it has one. Where none is kept, a new one is made
+    while the reply waits until it may be sent."""
 
     def __init__(self, access: Access) -> None:
         super().__init__(
@@ -400,29 +411,38 @@ class _Connector(aiohttp.TCPConnector):
         timeout: aiohttp.ClientTimeout,  # noqa: ASYNC109 - as the library has it
     ) -> Connection:
         reply = _exchange.get()
-        if self._conns.get(req.connection_key):
+        if not reply.waits or self._conns.get(req.connection_key):
             await reply.may_send()
             connection = await super().connect(req, traces, timeout)
         else:
-            connection = await _beside(super().connect(req, traces, timeout), reply.may_send())
+            connection = await self._beside(super().connect(req, traces, timeout), reply.may_send())
+            if connection.closed:  # by the other side, while it waited and carried nothing
+                connection.close()
+                connection = await super().connect(req, traces, timeout)
         if (protocol := connection.protocol) is not None:
             reply._connected(connection, reused=protocol in self._used)
             self._used.add(protocol)
         return connection
 
+    async def _beside(self, connecting: Coroutine[Any, Any, Connection], leave: Awaitable[None]) -> Connection:
+        """The connection, once there is leave to use it. Without it the next request has it, and none is left half
+        made."""
+        made = asyncio.ensure_future(connecting)
+        try:
+            await leave
+            return await made
+        except BaseException:
+            made.add_done_callback(self._let_go)
+            made.cancel()
+            await asyncio.wait((made,))
+            raise
 
-async def _beside(connecting: Coroutine[Any, Any, Connection], leave: Awaitable[None]) -> Connection:
-    """The connection, once there is leave to use it. Without it none is left half made."""
-    made = asyncio.ensure_future(connecting)
-    try:
-        await leave
-        return await made
-    except BaseException:
-        made.cancel()
-        await asyncio.wait((made,))
+    def _let_go(self, made: asyncio.Future[Connection]) -> None:
         if not made.cancelled() and made.exception() is None:
-            made.result().release()
-        raise
+            connection = made.result()
+            if connection.protocol is not None:
+                self._used.add(connection.protocol)
+            connection.release()
 
 
 @cache

@@ -32,6 +32,7 @@ from andthen.engine.messages import (
     Tokenize,
     Tokenized,
 )
+from andthen.engine.models import Known
 from andthen.engine.settings import EngineSettings, ModelSettings
 from tests.engine.asking import LINK, MODEL, SHIPPED, Asker, Plain, asking, request
 
@@ -434,7 +435,9 @@ def test_candidates_come_in_waves_when_they_do_not_fit() -> None:
 def test_models_share_the_bound_of_memory() -> None:
     one = ModelSettings(path=str(SHIPPED), cells=4096)
     models = {"local/a": one, "local/b": one}
-    with asking(EngineSettings(models=models, memory_bytes=8_000_000)) as asker:
+    bounded = EngineSettings(models=models)
+    needed = Known("local/a", one, bounded.max_sequences, bounded.batch_tokens).bytes_needed
+    with asking(msgspec.structs.replace(bounded, memory_bytes=needed * 3 // 2)) as asker:
         for _ in range(2):
             for name in models:
                 asked = request(max_tokens=3)

@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from andthen.contract.errors import BudgetExceeded
+from andthen.contract.errors import BudgetExceeded, UpstreamTimeout, UpstreamUnreachable
 from andthen.transport import Transport
-from andthen.vendors.settings import Access
-from tests.transport.peers import LIMIT_S, Upstream, access, call, polite, serving
+from andthen.vendors.settings import Access, Timeouts
+from tests.transport.peers import LIMIT_S, Peer, Upstream, access, call, polite, serving
 
 
 class Leave:
@@ -95,6 +95,41 @@ async def test_what_is_refused_is_never_sent_and_leaves_its_connection_to_the_ne
     assert not any(b"/refused" in request for request in upstream.requests)
 
 
+async def test_a_connection_that_was_left_to_the_next_counts_as_a_kept_one(transport: Transport) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        peer.reset()
+
+    leave = Leave()
+    async with serving(script) as upstream:
+        refused = asyncio.create_task(ask(transport, upstream, leave))
+        await until_accepted(upstream)
+        await asyncio.sleep(0.05)
+        leave.refuse()
+        with pytest.raises(BudgetExceeded):
+            await refused
+        reply = transport.perform(call(upstream), access(), "Peer")
+        with pytest.raises(UpstreamUnreachable):
+            async with reply:
+                raise AssertionError
+    assert not reply.reached
+
+
+async def test_one_that_the_vendor_closes_meanwhile_is_made_anew(transport: Transport) -> None:
+    async def script(peer: Peer) -> None:
+        if upstream.accepted > 1:
+            await polite(peer)
+
+    leave = Leave()
+    async with serving(script) as upstream:
+        asking = asyncio.create_task(ask(transport, upstream, leave))
+        await until_accepted(upstream)
+        await asyncio.sleep(0.1)
+        leave.give()
+        assert await asking == 200
+    assert upstream.accepted == 2
+
+
 @contextlib.asynccontextmanager
 async def deaf() -> AsyncIterator[str]:
     """An address that takes no connection and refuses none: its queue is full."""
@@ -113,6 +148,8 @@ async def deaf() -> AsyncIterator[str]:
 async def test_a_refusal_waits_for_no_connection(transport: Transport) -> None:
     leave = Leave()
     async with deaf() as address:
+        with pytest.raises(UpstreamTimeout):
+            await ask(transport, address, None, access(connect_s=LIMIT_S))
         asking = asyncio.create_task(ask(transport, address, leave))
         await asyncio.sleep(0.05)
         leave.refuse()
@@ -126,22 +163,31 @@ async def test_who_leaves_meanwhile_leaves_nothing_behind(transport: Transport) 
     async with serving(polite) as upstream:
         asking = asyncio.create_task(ask(transport, upstream, leave))
         await until_accepted(upstream)
-        asking.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asking
-        assert not upstream.requests
-    async with deaf() as address:
-        asking = asyncio.create_task(ask(transport, address, leave))
         await asyncio.sleep(0.05)
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking
+        assert not upstream.requests
+        assert await ask(transport, upstream, None) == 200
+        assert upstream.accepted == 1
+    async with deaf() as address:
+        asking = asyncio.create_task(ask(transport, address, leave))
+        await asyncio.sleep(0.05)
+        for _ in range(3):  # by its caller, by a time limit, by the server that stops
+            asking.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        await asyncio.sleep(0.01)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
-async def test_the_wait_is_not_the_vendors(transport: Transport) -> None:
+@pytest.mark.parametrize("setting", ["connect_s", "total_s"])
+async def test_the_wait_is_not_the_vendors(transport: Transport, setting: str) -> None:
     leave = Leave()
     async with serving(polite) as upstream:
-        asking = asyncio.create_task(ask(transport, upstream, leave, access(connect_s=LIMIT_S)))
+        way = Access(timeouts=Timeouts(**{setting: LIMIT_S}), private=True)
+        asking = asyncio.create_task(ask(transport, upstream, leave, way))
         await asyncio.sleep(2 * LIMIT_S)
         leave.give()
         assert await asking == 200

@@ -109,12 +109,12 @@ class Writing:
             # One that stops waiting must not end it for the others.
             await asyncio.wait((future,), timeout=self._due_s - self._waiting.loop.time())
         if not future.done():
-            self._pen.give_up(self._waiting)
+            self._pen._give_up(self._waiting)
         return future.result()
 
     def leave(self) -> None:
         """Nobody waits for it any more: unless the database is at it already, it is not written."""
-        self._pen.drop(self._waiting)
+        self._pen._drop(self._waiting)
 
 
 def _answer(taken: list[_Waiting], results: list[Bounded | None]) -> None:
@@ -184,14 +184,15 @@ class LedgerWriter:
         written all the same."""
         return Writing(self, self._put(intent))
 
-    def give_up(self, waiting: _Waiting) -> None:
+    def _give_up(self, waiting: _Waiting) -> None:
         """It takes too long for who waits."""
         error = StoreUnavailable(f"the database has taken nothing for {_INTENT_WAIT_S:g} s")
         self._note(False, error)
         waiting.set_exception(error)
-        self.drop(waiting)
+        self._drop(waiting)
 
-    def drop(self, waiting: _Waiting) -> None:
+    def _drop(self, waiting: _Waiting) -> None:
+        """Unless the database is at it already, it is not written."""
         with self._woken:
             self._waiting.pop(waiting, None)
 

@@ -49,8 +49,11 @@ class Known:
         self.name = name
         self.settings = settings
         self.vocabulary = Model(settings.path, weights=False)
-        if settings.suffix_first is not None:
-            self.vocabulary.suffix_first = settings.suffix_first
+        self._order = ""
+        """How gaps are read, where that is not as the file says: other texts come of it."""
+        if settings.suffix_first not in (None, self.vocabulary.suffix_first):
+            self.vocabulary.suffix_first = bool(settings.suffix_first)
+            self._order = "+suffix-first" if settings.suffix_first else "+suffix-last"
         own = self.vocabulary.context
         self.context = min(settings.context or own, own)
         per_cell = max(1, self.vocabulary.bytes_per_cell)
@@ -104,7 +107,7 @@ class Known:
             size_bytes=Path(self.settings.path).stat().st_size,
             fill_in_the_middle=model.fill_in_the_middle is not None,
             deterministic=self.exact,
-            fingerprint=f"{model.lib.build.replace(' ', '-')}+{_file_hash(Path(self.settings.path))}",
+            fingerprint=f"{model.lib.build.replace(' ', '-')}+{_file_hash(Path(self.settings.path))}{self._order}",
             add_bos=model.add_bos,
             description=model.description,
             bos_token=text(model.bos),

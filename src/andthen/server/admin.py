@@ -70,6 +70,8 @@ class KeyList(Struct, kw_only=True):
 
 
 class ShownKey(Key, frozen=True, kw_only=True):
+    """A key, and how it stands."""
+
     budgets: list[BudgetStanding]
     """What is used of its budgets, in their order."""
 

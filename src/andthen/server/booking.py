@@ -10,7 +10,7 @@ from andthen.books.ledger import EndedBy, Origin, worst_prompt_tokens
 from andthen.books.limits import Bounds, Grant
 from andthen.books.texts import Draft
 from andthen.complete import Work
-from andthen.contract.errors import AndthenError, BudgetExceeded, InternalError, LedgerUnavailable, ShuttingDown
+from andthen.contract.errors import AndthenError, InternalError, ShuttingDown
 from andthen.contract.events import Event
 from andthen.contract.request import CompletionRequest
 from andthen.server.http import ClientGone, Exchange
@@ -18,8 +18,6 @@ from andthen.server.services import Services
 
 CALLER_LEFT = 499
 """In the books, in logs and in metrics only."""
-_NOT_BEGUN = (BudgetExceeded, LedgerUnavailable)
-"""The books forbade it: nothing was asked of anybody."""
 
 
 class Booking:
@@ -108,7 +106,7 @@ class Booking:
         if self.waits and error is None:
             return
         draft, self._draft = self._draft, None
-        if draft is not None and not isinstance(error, _NOT_BEGUN):
+        if draft is not None and self._work is not None and self._work.may_begin:
             self._services.texts.keep(draft)
         try:
             await self._give_back()
