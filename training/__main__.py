@@ -18,11 +18,10 @@ import torch
 
 from training import baselines, card, checkpoint, corpus, evaluate, export, plot, recipe, samples, tokenizer
 from training.model import Llama
-from training.precision import bfloat16_pays
+from training.precision import decided
 from training.train import Run, train
 
 HELD_OUT_PART = "juvenile"
-GAPS = 200
 COMPARED_PROMPTS = 20
 PROMPT_CHARACTERS = 400
 
@@ -43,7 +42,10 @@ def main() -> int:
     if not tokenizer_file.exists():
         tokenizer.train(list(texts.values()), made.shape.vocab_size, tokenizer_file)
     encode = tokenizer.encoder(tokenizer.load(tokenizer_file))
-    run = Run(options.out, options.device, options.minutes, options.save_every, options.small, options.compile)
+    bfloat16 = decided(options.device, options.out)
+    run = Run(
+        options.out, options.device, bfloat16, options.minutes, options.save_every, options.small, options.compile
+    )
     finished = train(made, run, texts, held_out, encode)
     plot.draw(options.out / "log.jsonl", options.out / "loss.svg")
     if not finished:
@@ -70,7 +72,8 @@ def _report(
     export.export(model, made, tokenizer_file, gguf)
     words = frozenset(word for text in texts.values() for word in evaluate.WORD.findall(text.characters))
     five_grams = baselines.five_grams(list(texts.values()), held_out, encode, made.shape.vocab_size)
-    gaps = evaluate.gaps(model, held_out, encode, tokenizer.decoder(loaded), words, count=GAPS, seed=made.seed)
+    decode = tokenizer.decoder(loaded)
+    gaps = evaluate.gaps(model, held_out, encode, decode, words, seed=made.seed, suffix_first=made.suffix_first)
     prompts = samples.prompts(held_out, COMPARED_PROMPTS, PROMPT_CHARACTERS)
     return {
         "recipe": dataclasses.asdict(made),
@@ -80,7 +83,7 @@ def _report(
         "parameters": made.shape.parameters,
         "file_bytes": gguf.stat().st_size,
         "torch": torch.__version__,
-        "machine": _machine(options.device),
+        "machine": _machine(options.device, bfloat16=decided(options.device, options.out)),
         "bits_per_byte": evaluate.bits_per_byte(model, held_out, encode, window=made.shape.context),
         "baselines": {"5-gram model": five_grams} | baselines.compressors(held_out),
         "gaps": dataclasses.asdict(gaps),
@@ -91,11 +94,11 @@ def _report(
     }
 
 
-def _machine(device: str) -> str:
+def _machine(device: str, *, bfloat16: bool) -> str:
+    precision = "bfloat16" if bfloat16 else "float32"
     if device != "cpu":
-        return f"{torch.cuda.get_device_name()}, bfloat16"
+        return f"{torch.cuda.get_device_name()}, {precision}"
     threads = torch.get_num_threads()
-    precision = "bfloat16" if bfloat16_pays(device) else "float32"
     return f"{threads} CPU {'thread' if threads == 1 else 'threads'} ({platform.machine()}), {precision}"
 
 

@@ -88,7 +88,7 @@ def _held_out(report: dict[str, Any]) -> str:
         + "\n\nThe 5-gram model counts the same tokens in the whole training text (interpolated Kneser–Ney) and would "
         "be many times the size of this file; gzip and xz have read nothing before.\n\n"
         f"Of {gaps['every']['gaps']} held-out passages of at most 800 characters, read alone: "
-        f"{gaps['bits_per_byte_plain']:.3f} as plain text, {gaps['bits_per_byte_cut']:.3f} as prefix, suffix, middle."
+        f"{gaps['bits_per_byte_plain']:.3f} as plain text, {gaps['bits_per_byte_cut']:.3f} cut, the middle last."
     )
 
 

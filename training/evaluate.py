@@ -17,6 +17,7 @@ from training.model import Llama
 from training.vocabulary import CONTROL
 
 WINDOWS_AT_ONCE = 8
+GAPS = 200
 GAP_CONTEXT_CHARACTERS = 800
 SHORT_GAP_CHARACTERS = 60
 MIDDLE_TOKENS_ALLOWED = 96
@@ -24,7 +25,7 @@ Words = frozenset[str]
 READINGS = (
     "prefix and suffix",
     "the same, given that it does not end yet",
-    "the same, the suffix behind the prefix",
+    "prefix and suffix in the other order",
     "prefix and another passage's suffix",
     "prefix and an empty suffix",
     "prefix alone, as plain text",
@@ -62,7 +63,7 @@ class Gaps:
     """Those of them that, in their place, have whole words only: words of the training text, or of the passage."""
     bits_per_byte_plain: float
     bits_per_byte_cut: float
-    """The same passages read as plain text, and as prefix, suffix, middle."""
+    """The same passages read as plain text, and cut, each with its suffix and prefix before its middle."""
 
 
 @torch.inference_mode()
@@ -93,18 +94,25 @@ def logprobs(model: Llama, tokens: Tensor, wanted: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def gaps(
-    model: Llama, text: Text, encode: rows.Encode, decode: rows.Decode, words: Words, *, count: int, seed: int
+    model: Llama,
+    text: Text,
+    encode: rows.Encode,
+    decode: rows.Decode,
+    words: Words,
+    *,
+    seed: int,
+    suffix_first: bool,
 ) -> Gaps:
-    """Cuts `count` held-out passages on word edges and has the model fill them; `words`: those of the training text."""
+    """Cuts `GAPS` held-out passages on word edges and has the model fill them; `words`: those of the training text."""
     model.eval()
-    cuts = list(_cut_passages(text, count, seed))
+    cuts = list(_cut_passages(text, GAPS, seed))
     scores: list[Scores] = []
     for (prefix, middle, suffix), (_, _, other) in zip(cuts, cuts[1:] + cuts[:1], strict=True):
         before = [
-            rows.gap_prompt(prefix, suffix, encode),
-            rows.gap_prompt(prefix, suffix, encode, suffix_first=False),
-            rows.gap_prompt(prefix, other, encode),
-            rows.gap_prompt(prefix, "", encode),
+            rows.gap_prompt(prefix, suffix, encode, suffix_first=suffix_first),
+            rows.gap_prompt(prefix, suffix, encode, suffix_first=not suffix_first),
+            rows.gap_prompt(prefix, other, encode, suffix_first=suffix_first),
+            rows.gap_prompt(prefix, "", encode, suffix_first=suffix_first),
             [rows.END_ID, *encode(prefix)],
         ]
         right, *others = [_logprobs(model, ids, encode(middle)) for ids in before]
@@ -112,12 +120,13 @@ def gaps(
     short = [number for number, (_, middle, _) in enumerate(cuts) if len(middle) <= SHORT_GAP_CHARACTERS]
     ended = whole = 0
     for prefix, middle, suffix in (cuts[number] for number in short):
-        made = greedy(model, rows.gap_prompt(prefix, suffix, encode), MIDDLE_TOKENS_ALLOWED)
+        prompt = rows.gap_prompt(prefix, suffix, encode, suffix_first=suffix_first)
+        made = greedy(model, prompt, MIDDLE_TOKENS_ALLOWED)
         if made[-1] == rows.END_ID:
             ended += 1
             known = words.union(WORD.findall(prefix + middle + suffix))
             whole += whole_words(prefix, decode(made[:-1]), suffix, known)
-    plain, cut = _passage_bits(model, cuts, encode)
+    plain, cut = _passage_bits(model, cuts, encode, suffix_first=suffix_first)
     return Gaps(_suffix(scores), _suffix([scores[number] for number in short]), ended, whole, plain, cut)
 
 
@@ -152,13 +161,15 @@ def _suffix(scores: list[Scores]) -> Suffix:
     return Suffix(len(gains), dict(zip(READINGS, means, strict=True)), float(np.mean(gains)), error)
 
 
-def _passage_bits(model: Llama, cuts: list[tuple[str, str, str]], encode: rows.Encode) -> tuple[float, float]:
+def _passage_bits(
+    model: Llama, cuts: list[tuple[str, str, str]], encode: rows.Encode, *, suffix_first: bool
+) -> tuple[float, float]:
     """Bits per byte of the cuts' passages as plain text and as gap documents; the control tokens are not counted."""
     nats = [0.0, 0.0]
     for prefix, middle, suffix in cuts:
         documents = (
             rows.passage_document(prefix + middle + suffix, False, encode),
-            rows.gap_document(prefix, middle, suffix, encode),
+            rows.gap_document(prefix, middle, suffix, encode, suffix_first=suffix_first),
         )
         for kind, document in enumerate(documents):
             tokens = torch.from_numpy(document.tokens)[None]

@@ -35,7 +35,8 @@ class Agreement:
 def export(model: Llama, recipe: Recipe, tokenizer_file: Path, path: Path) -> None:
     """Writes the model as F16 with norms in F32."""
     weights = {name: weight.detach().float().cpu().numpy() for name, weight in model.state_dict().items()}
-    gguf_file.write(path, recipe.shape, vocabulary.read(tokenizer_file), weights, about=recipe.about)
+    words = vocabulary.read(tokenizer_file)
+    gguf_file.write(path, recipe.shape, words, weights, about=recipe.about, suffix_first=recipe.suffix_first)
 
 
 @torch.inference_mode()

@@ -28,10 +28,12 @@ def write(
     *,
     matrices: str = "f16",
     about: Mapping[str, str],
+    suffix_first: bool = False,
 ) -> None:
     """Writes `weights` (names and shapes of `shape.tensors()`); matrices as `matrices`, norms in F32.
 
-    `about` holds `name`, and whatever else of `description`, `license`, `author` is to be said.
+    `about` holds `name`, and whatever else of `description`, `license`, `author` is to be said. `suffix_first`: gaps
+    are to be asked so; for want of a standard key it stands under one of the engine's.
     """
     if len(vocabulary.tokens) != shape.vocab_size:
         raise ValueError(f"the vocabulary has {len(vocabulary.tokens)} tokens, the model {shape.vocab_size}")
@@ -41,6 +43,7 @@ def write(
     writer.add_file_type(FILE_TYPES[matrices])
     _add_shape(writer, shape)
     _add_vocabulary(writer, vocabulary)
+    writer.add_bool("andthen.suffix_first", suffix_first)
     for name, size in shape.tensors().items():
         tensor = weights[name]
         if tensor.shape != size:
@@ -82,4 +85,3 @@ def _add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
     writer.add_pad_token_id(CONTROL.index(FIM_PAD))
     for key, token in (("pre", FIM_PREFIX), ("suf", FIM_SUFFIX), ("mid", FIM_MIDDLE), ("pad", FIM_PAD)):
         writer.add_uint32(f"tokenizer.ggml.fim_{key}_token_id", CONTROL.index(token))
-    writer.add_bool("andthen.suffix_first", True)  # no standard key says in which order a gap is read

@@ -15,10 +15,15 @@ def read(log: Path) -> list[dict[str, Any]]:
     """The log's lines; of steps that were done again after a cut, the later ones."""
     lines: list[dict[str, Any]] = []
     for line in map(json.loads, log.read_text(encoding="utf-8").splitlines()):
-        if lines and lines[-1]["step"] > line["step"]:
-            lines = [earlier for earlier in lines if earlier["step"] < line["step"]]
+        if lines and lines[-1]["step"] >= line["step"]:
+            lines = [earlier for earlier in lines if _stays(earlier, line)]
         lines.append(line)
     return lines
+
+
+def _stays(earlier: dict[str, Any], line: dict[str, Any]) -> bool:
+    """A checkpoint's step has two lines, which say different things."""
+    return bool(earlier["step"] < line["step"] or (earlier["step"] == line["step"] and earlier.keys() != line.keys()))
 
 
 def points(lines: list[dict[str, Any]], key: str) -> list[tuple[int, float]]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import time
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,7 +13,14 @@ GAIN = 1.2
 """How much faster bfloat16 must be: less is lost again where values are brought from one precision to the other."""
 
 
-@functools.cache
+def decided(device: str, out: Path) -> bool:
+    """Whether a training in `out` computes in bfloat16: settled when it begins, so that all its pieces do."""
+    kept = out / "precision.txt"
+    if not kept.exists():
+        kept.write_text("bfloat16" if bfloat16_pays(device) else "float32")
+    return kept.read_text() == "bfloat16"
+
+
 def bfloat16_pays(device: str) -> bool:
     """Whether the device multiplies faster in bfloat16. A CPU is asked by a trial: with AMX it is several times faster,
     with nothing but AVX-512's instructions slower by half, without those ten times slower, and none tells which."""

@@ -71,11 +71,19 @@ class Stage:
     row_tokens: int
     fim_share: float
     """Share of the documents that are cut for fill-in-the-middle."""
+    cut_tokens: int
+    """How long cut documents are at most, about. The shorter, the more gaps there are to learn from."""
     whole_suffix_share: float
     """Share of those that are as requests are: long, and with all of the suffix. Most of the others are short and have
     a few words of it, from which a model learns sooner where to look."""
     suffix_first_share: float
     """Share of the cut documents whose suffix comes before the prefix; in the others it follows it."""
+    middle_weight: float
+    """What a token of a gap's middle counts in the loss at least; others count 1. Middles are a fifth of a cut
+    document, and nothing else teaches what a suffix is for."""
+    middle_tokens: float
+    """A short middle counts in all as much as this many tokens, but none of its own more than `rows.MOST_PER_TOKEN`:
+    about the short ones the suffix can tell most, and they would be lost among the long."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +94,6 @@ class Recipe:
     seed: int
     mix: dict[str, float]
     """The parts of the corpus, and each one's share of the documents."""
-    middle_weight: float
-    """What a token of a gap's middle counts in the loss at least; others count 1. Middles are a fifth of a cut
-    document, and nothing else teaches what a suffix is for."""
-    middle_tokens: float
-    """A short middle counts in all as much as this many tokens, but none of its own more than `rows.MOST_PER_TOKEN`:
-    about the short ones the suffix can tell most, and they would be lost among the long."""
     stages: tuple[Stage, ...]
     optimizer: Optimizer
     """`muon`: Muon for the blocks' matrices, AdamW for embeddings and norms; `adamw`: AdamW for all."""
@@ -113,6 +115,11 @@ class Recipe:
     @property
     def steps(self) -> int:
         return sum(stage.steps for stage in self.stages)
+
+    @property
+    def suffix_first(self) -> bool:
+        """How gaps are to be asked: as the last stage mostly cuts them."""
+        return self.stages[-1].suffix_first_share > 0.5
 
     def stage_at(self, step: int) -> Stage:
         for stage in self.stages:

@@ -4,9 +4,9 @@ A document is a passage, or a passage cut for fill-in-the-middle, the suffix fir
 
     BOS text           BOS SUF suffix PRE prefix MID middle END           BOS PRE prefix SUF suffix MID middle END
 
-Suffix first is how the engine asks (arXiv:2207.14255 has both, as SPM and PSM): the middle then goes on from the prefix
-as any text does, where behind a suffix a small model takes very long to find the prefix's end; and what is typed into
-the gap's prefix leaves the rest as it was read. The other order is what other programs ask by.
+Suffix first (arXiv:2207.14255 has both orders, as SPM and PSM) the middle goes on from the prefix as any text does,
+where behind a suffix a small model takes very long to find the prefix's end; and while a prefix grows, what was read of
+the suffix stays read. The other order is what most programs ask by.
 
 It begins with BOS because requests do. What nobody will ask the model for is no target: the inner markers, and
 whatever would follow a passage that merely stops. END is a target where a gap is filled or a book ends. At the prefix's
@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.corpus import Text
-from training.recipe import Recipe, Stage
+from training.recipe import Stage
 from training.vocabulary import CONTROL, END, FIM_MIDDLE, FIM_PAD, FIM_PREFIX, FIM_SUFFIX
 
 END_ID, PREFIX_ID, SUFFIX_ID, MIDDLE_ID, PAD_ID = map(CONTROL.index, (END, FIM_PREFIX, FIM_SUFFIX, FIM_MIDDLE, FIM_PAD))
@@ -146,27 +146,30 @@ def shortened(suffix: str, rng: np.random.Generator) -> str:
     return suffix[: edge if edge > 0 else length]
 
 
-def draw(text: Text, stage: Stage, recipe: Recipe, encode: Encode, rng: np.random.Generator) -> Document:
+def draw(text: Text, stage: Stage, encode: Encode, rng: np.random.Generator) -> Document:
     """One random document of at most about a row's tokens.
 
     Passages are uniform in length; those that are cut and whose suffix is shortened, log-uniform.
     """
     start = int(rng.integers(len(text.paragraphs)))
-    most = max(SHORTEST_PASSAGE + 1, stage.row_tokens * CHARACTERS_PER_TOKEN)
-    length = round(rng.uniform(SHORTEST_PASSAGE, most))
+    longer = rng.random()
     if rng.random() >= stage.fim_share:
-        return passage_document(*text.passage(start, length), encode)
+        return passage_document(*text.passage(start, _between(SHORTEST_PASSAGE, stage.row_tokens, longer)), encode)
     whole = rng.random() < stage.whole_suffix_share
-    passage, _ = text.passage(start, length if whole else round(_log_uniform(rng, SHORTEST_CUT_PASSAGE, most)))
+    if whole:
+        length = _between(SHORTEST_PASSAGE, stage.cut_tokens, longer)
+    else:
+        length = round(_log_uniform(rng, SHORTEST_CUT_PASSAGE, _characters(stage.cut_tokens)))
+    passage, _ = text.passage(start, length)
     prefix, middle, suffix = cut(passage, rng)
     return gap_document(
         prefix,
         middle,
         suffix if whole else shortened(suffix, rng),
         encode,
-        suffix_first=stage.suffix_first_share > 0 and rng.random() < stage.suffix_first_share,
-        middle_weight=recipe.middle_weight,
-        middle_tokens=recipe.middle_tokens,
+        suffix_first=0 < stage.suffix_first_share > rng.random(),
+        middle_weight=stage.middle_weight,
+        middle_tokens=stage.middle_tokens,
     )
 
 
@@ -195,6 +198,15 @@ def _worth(documents: Iterator[Document], tokens: int) -> Iterator[Document]:
         document = next(documents)
         tokens -= len(document)
         yield document
+
+
+def _characters(tokens: int) -> float:
+    """Of the longest passage that has about so many tokens."""
+    return max(SHORTEST_PASSAGE + 1, tokens * CHARACTERS_PER_TOKEN)
+
+
+def _between(shortest: int, tokens: int, share: float) -> int:
+    return round(shortest + (_characters(tokens) - shortest) * share)
 
 
 def _log_uniform(rng: np.random.Generator, low: float, high: float) -> float:

@@ -24,7 +24,6 @@ from training.corpus import Text
 from training.evaluate import bits_per_byte
 from training.model import Llama, attention_bias
 from training.muon import Muon
-from training.precision import bfloat16_pays
 from training.recipe import Recipe
 
 GRADIENT_NORM = 1.0
@@ -34,10 +33,12 @@ VALIDATION_TOKENS = 2**16
 
 @dataclass(frozen=True)
 class Run:
-    """Where and how long to train; nothing here changes the weights, but for the precision of a `small` checkpoint."""
+    """Where and how long to train; nothing here changes the weights, but for the precisions of what is computed and of
+    `small` checkpoints."""
 
     out: Path
     device: str
+    bfloat16: bool
     minutes: float
     save_every_steps: int
     small_checkpoints: bool
@@ -53,7 +54,7 @@ def train(recipe: Recipe, run: Run, texts: dict[str, Text], held_out: Text, enco
     started_s = time.monotonic()
     torch.manual_seed(recipe.seed)
     model = Llama(recipe.shape, recipe.dropout).to(run.device)
-    optimizers = optimizers_of(model, recipe)
+    optimizers = optimizers_of(model, recipe, bfloat16=run.bfloat16)
     first = checkpoint.resume(run.out, model, optimizers)
     loss_of = torch.compile(model.loss, dynamic=False) if run.compiled else model.loss
     batches = ahead(recipe, texts, encode, first)
@@ -61,7 +62,7 @@ def train(recipe: Recipe, run: Run, texts: dict[str, Text], held_out: Text, enco
     tokens, since_s = 0, time.monotonic()
     for step, batch in zip(range(first, recipe.steps), batches, strict=False):
         model.train()
-        with torch.autocast(run.device, torch.bfloat16, enabled=bfloat16_pays(run.device)):
+        with torch.autocast(run.device, torch.bfloat16, enabled=run.bfloat16):
             *tensors, documents = (tensor.to(run.device, non_blocking=True) for tensor in batch)
             loss = loss_of(*tensors, attention_bias(documents))
         _descend(optimizers, loss, recipe.learning_rate_at(step))
@@ -85,7 +86,7 @@ def train(recipe: Recipe, run: Run, texts: dict[str, Text], held_out: Text, enco
     return True
 
 
-def optimizers_of(model: Llama, recipe: Recipe) -> list[Optimizer]:
+def optimizers_of(model: Llama, recipe: Recipe, *, bfloat16: bool = False) -> list[Optimizer]:
     """The recipe's optimizers. Weight decay is for matrices only."""
     rate, decay = recipe.learning_rate, recipe.weight_decay
     norms = [weight for weight in model.parameters() if weight.ndim == 1]
@@ -93,7 +94,7 @@ def optimizers_of(model: Llama, recipe: Recipe) -> list[Optimizer]:
     others = [model.token_embd.weight] if recipe.optimizer == "muon" else [model.token_embd.weight, *blocks]
     groups = [{"params": others, "weight_decay": decay}, {"params": norms, "weight_decay": 0.0}]
     adamw = torch.optim.AdamW(groups, lr=rate, betas=(0.9, 0.95))
-    return [adamw, Muon(blocks, rate, decay)] if recipe.optimizer == "muon" else [adamw]
+    return [adamw, Muon(blocks, rate, decay, bfloat16=bfloat16)] if recipe.optimizer == "muon" else [adamw]
 
 
 def _descend(optimizers: list[Optimizer], loss: Tensor, learning_rate: float) -> None:
@@ -118,7 +119,7 @@ def batch_at(step: int, recipe: Recipe, texts: dict[str, Text], encode: rows.Enc
     def documents() -> Iterator[rows.Document]:
         while True:
             text = texts[parts[rng.choice(len(parts), p=shares / shares.sum())]]
-            yield rows.draw(text, stage, recipe, encode, rng)
+            yield rows.draw(text, stage, encode, rng)
 
     packed = rows.pack(documents(), stage.rows, stage.row_tokens)
     arrays = packed.tokens, packed.targets, packed.weights, packed.documents

@@ -53,5 +53,16 @@ def test_a_curve_is_drawn_from_its_highest_to_its_lowest_value() -> None:
 
 def test_steps_that_were_done_again_count_once(tmp_path: Path) -> None:
     log = tmp_path / "log.jsonl"
-    log.write_text("".join(f'{{"step": {step}, "loss": {loss}}}\n' for step, loss in [(1, 9), (2, 8), (3, 7), (2, 6)]))
-    assert plot.points(plot.read(log), "loss") == [(1, 9), (2, 6)]
+    lines = [
+        (1, "loss", 9),
+        (1, "bits", 3),
+        (2, "loss", 8),
+        (3, "loss", 7),
+        (2, "loss", 6),
+        (2, "bits", 2),
+        (2, "loss", 5),
+    ]
+    log.write_text("".join(f'{{"step": {step}, "{name}": {value}}}\n' for step, name, value in lines))
+    read = plot.read(log)
+    assert plot.points(read, "loss") == [(1, 9), (2, 5)]
+    assert plot.points(read, "bits") == [(1, 3), (2, 2)]

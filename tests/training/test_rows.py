@@ -18,7 +18,17 @@ from training.rows import END_ID, MIDDLE_ID, NO_TARGET, PREFIX_ID, SUFFIX_ID
 
 FIRST_BYTE = 5
 RECIPE = recipe.read(Path(__file__).parents[2] / "training/recipes/tale.toml")
-STAGE = Stage(steps=1, rows=1, row_tokens=64, fim_share=0.5, whole_suffix_share=0.5, suffix_first_share=0.0)
+STAGE = Stage(
+    steps=1,
+    rows=1,
+    row_tokens=64,
+    fim_share=0.5,
+    cut_tokens=64,
+    whole_suffix_share=0.5,
+    suffix_first_share=0.0,
+    middle_weight=2.0,
+    middle_tokens=40.0,
+)
 BOOKS = "Once a cat sat.\nIt slept.\n\nThe dog ran off into the wood, and the wood was dark.\nHe came home.\n"
 
 
@@ -123,7 +133,7 @@ def test_suffixes_are_short_and_long_and_end_with_a_word() -> None:
 def test_the_recipe_says_how_many_documents_are_gaps_and_every_one_begins_as_requests_do() -> None:
     rng = np.random.default_rng(0)
     stage = dataclasses.replace(STAGE, fim_share=0.7, suffix_first_share=0.8)
-    drawn = [rows.draw(Text.of(BOOKS), stage, RECIPE, encode, rng) for _ in range(400)]
+    drawn = [rows.draw(Text.of(BOOKS), stage, encode, rng) for _ in range(400)]
     assert all(document.tokens[0] == END_ID for document in drawn)
     first, behind = (np.mean([document.tokens[1] == mark for document in drawn]) for mark in (SUFFIX_ID, PREFIX_ID))
     assert first + behind == pytest.approx(stage.fim_share, abs=0.1)
@@ -135,8 +145,8 @@ def test_a_stage_says_how_many_suffixes_are_whole() -> None:
 
     def mean_suffix_tokens(share: float) -> float:
         rng = np.random.default_rng(0)
-        stage = dataclasses.replace(STAGE, row_tokens=256, fim_share=1.0, whole_suffix_share=share)
-        drawn = [rows.draw(text, stage, RECIPE, encode, rng).tokens.tolist() for _ in range(300)]
+        stage = dataclasses.replace(STAGE, row_tokens=256, cut_tokens=256, fim_share=1.0, whole_suffix_share=share)
+        drawn = [rows.draw(text, stage, encode, rng).tokens.tolist() for _ in range(300)]
         return float(np.mean([ids.index(MIDDLE_ID) - ids.index(SUFFIX_ID) for ids in drawn]))
 
     assert mean_suffix_tokens(1.0) > 4 * mean_suffix_tokens(0.0)

@@ -17,13 +17,21 @@ from training.recipe import Recipe, Shape, Stage
 from training.train import Run, optimizers_of, train
 
 BOOK = Text.of("The cat sat on the mat, and the cat was happy.\n" * 40)
-STAGE = Stage(steps=4, rows=4, row_tokens=256, fim_share=0.5, whole_suffix_share=0.5, suffix_first_share=0.5)
+STAGE = Stage(
+    steps=4,
+    rows=4,
+    row_tokens=256,
+    fim_share=0.5,
+    cut_tokens=256,
+    whole_suffix_share=0.5,
+    suffix_first_share=0.5,
+    middle_weight=2.0,
+    middle_tokens=20.0,
+)
 RECIPE = Recipe(
     shape=Shape(vocab_size=288, context=256, dim=32, layers=2, heads=4, kv_heads=2, ff=64),
     seed=1,
     mix={"tale": 1.0},
-    middle_weight=2.0,
-    middle_tokens=20.0,
     stages=(dataclasses.replace(STAGE, steps=40),),
     optimizer="muon",
     learning_rate=1e-2,
@@ -40,7 +48,7 @@ def encode(text: str) -> list[int]:
 
 
 def trained(out: Path, recipe: Recipe = RECIPE, *, minutes: float = 1.0) -> dict[str, Any]:
-    run = Run(out, "cpu", minutes, save_every_steps=100, small_checkpoints=False, compiled=False)
+    run = Run(out, "cpu", False, minutes, save_every_steps=100, small_checkpoints=False, compiled=False)
     out.mkdir(exist_ok=True)
     while not train(recipe, run, {"tale": BOOK}, BOOK, encode):
         pass
