@@ -91,6 +91,7 @@ def test_a_client_that_leaves_ends_the_wait(server: Running) -> None:
 def test_what_never_had_a_turn_has_no_times(server: Running) -> None:
     assert server.complete("go", model="local/unknown").status == 404
     assert server.complete("refuse").status == 503
+    server.until(lambda: counts(server)["overhead"] == 1, "it is counted")
     assert counts(server) == {"queue": 0, "first_text": 0, "between_texts": 0, "overhead": 1}
 
 
