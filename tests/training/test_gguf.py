@@ -71,6 +71,7 @@ def test_the_shipped_model_has_the_layout_that_training_writes() -> None:
     assert model.bos == model.eos == vocabulary.CONTROL.index(vocabulary.END)
     marks = (vocabulary.FIM_PREFIX, vocabulary.FIM_SUFFIX, vocabulary.FIM_MIDDLE)
     assert model.fill_in_the_middle == tuple(map(vocabulary.CONTROL.index, marks))
+    assert model.suffix_first
     assert model.pieces[: len(vocabulary.CONTROL)] == [token.encode() for token in vocabulary.CONTROL]
     assert model.tokenize("a<|fim_pad|>", add_special=True, parse_special=True)[[0, -1]].tolist() == [0, 4]
     model.close()
