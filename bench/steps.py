@@ -81,7 +81,7 @@ class _Steps:
         events = spread.feed(part, [*decoder.feed(self._prepared.whole), *decoder.end()])
         spread.close(part)
         for event in (*events, *spread.end()):
-            completion.feed(event)
+            completion.feed([event])
         return completion.body(_AT)
 
     def _read(self) -> list[list[Event]]:

@@ -22,13 +22,13 @@ def asked(**fields: Any) -> CompletionRequest:
 def fold(request: CompletionRequest, events: list[Event]) -> dict[str, Any]:
     completion = Completion(request)
     for event in events:
-        completion.feed(event)
+        completion.feed([event])
     return dict(json.loads(completion.body(HEAD)))
 
 
 def chunks(request: CompletionRequest, events: list[Event]) -> list[dict[str, Any]]:
     stream = Stream(request, HEAD)
-    frames = b"".join(stream.feed(event) for event in events).split(b"\n\n")
+    frames = b"".join(stream.feed([event]) for event in events).split(b"\n\n")
     assert frames.pop() == b""
     assert all(frame.startswith(b"data: {") for frame in frames)
     return [json.loads(frame.removeprefix(b"data: ")) for frame in frames]

@@ -127,8 +127,8 @@ def test_what_is_sent_is_as_documented() -> None:
     ]
     completion, stream = Completion(request), Stream(request, head)
     for event in events:
-        completion.feed(event)
-        frame = stream.feed(event)
+        completion.feed([event])
+        frame = stream.feed([event])
         assert valid("CompletionChunk", json.loads(frame.removeprefix(b"data: ")))
     assert valid("CompletionReply", json.loads(completion.body(head)))
     assert valid("ErrorReply", json.loads(error_body(ModelNotFound("No such model.", param="model"))))

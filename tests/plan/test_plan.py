@@ -50,15 +50,15 @@ def test_the_embedded_engine_takes_every_field_of_the_contract_natively() -> Non
 
 def test_the_header_tells_what_was_given_and_nothing_else() -> None:
     request = asked(prompt="a", stop="x", n=2, seed=1, user=None, suffix="")
-    assert plan(request, row()).header() == "prompt=native, n=native, seed=native, stop=native"
-    assert plan(asked(), row()).header() == ""
+    assert plan(request, row()).header.decode() == "prompt=native, n=native, seed=native, stop=native"
+    assert plan(asked(), row()).header.decode() == ""
 
 
 def test_a_seed_and_greedy_sampling_are_best_effort_on_a_model_that_is_not_deterministic() -> None:
     model = row(deterministic=False)
-    assert plan(asked(seed=1, temperature=0), model).header() == "seed=best-effort, temperature=best-effort"
-    assert plan(asked(seed=1, temperature=1), model).header() == "seed=best-effort, temperature=native"
-    assert plan(asked(seed=1, temperature=0), row()).header() == "seed=native, temperature=native"
+    assert plan(asked(seed=1, temperature=0), model).header.decode() == "seed=best-effort, temperature=best-effort"
+    assert plan(asked(seed=1, temperature=1), model).header.decode() == "seed=best-effort, temperature=native"
+    assert plan(asked(seed=1, temperature=0), row()).header.decode() == "seed=native, temperature=native"
 
 
 @pytest.mark.parametrize(
@@ -122,8 +122,8 @@ def test_where_seeds_do_not_wrap_that_of_the_last_candidate_must_fit(low: int, h
     with pytest.raises(UnsupportedParameter, match="for the last candidate too") as caught:
         plan(asked(seed=seed, n=3), model)
     assert caught.value.param == "seed"
-    assert plan(asked(seed=high - 2, n=3), model).header().startswith("n=fan-out")
-    assert plan(asked(seed=2**63 - 1, n=3), row()).header() == "n=native, seed=native"
+    assert plan(asked(seed=high - 2, n=3), model).header.decode().startswith("n=fan-out")
+    assert plan(asked(seed=2**63 - 1, n=3), row()).header.decode() == "n=native, seed=native"
 
 
 def test_min_tokens_need_tokens_that_are_seen_where_stops_are_found_here() -> None:
@@ -131,7 +131,7 @@ def test_min_tokens_need_tokens_that_are_seen_where_stops_are_found_here() -> No
     with pytest.raises(UnsupportedParameter, match="does not take all of `stop`") as caught:
         plan(asked(stop=["a", "b"], min_tokens=2), model)
     assert caught.value.param == "min_tokens"
-    assert plan(asked(stop=["a"], min_tokens=2), model).header() == "stop=native, min_tokens=native"
+    assert plan(asked(stop=["a"], min_tokens=2), model).header.decode() == "stop=native, min_tokens=native"
     assert plan(asked(stop=["a", "b"], min_tokens=2, logprobs=0), model).scans
 
 
@@ -146,7 +146,7 @@ def test_nobody_is_told_to_leave_out_the_prompt() -> None:
 
 def test_what_is_emulated_is_said_by_its_word() -> None:
     model = row(takes={"n": Ability("emulated", how="fan-out"), "stop": Ability("emulated", how="scanned")})
-    assert plan(asked(n=3, stop=["x"]), model).header() == "n=fan-out, stop=scanned"
+    assert plan(asked(n=3, stop=["x"]), model).header.decode() == "n=fan-out, stop=scanned"
 
 
 @pytest.mark.parametrize(
@@ -163,8 +163,8 @@ def test_a_prompt_is_taken_by_its_form(prompt: object, form: str) -> None:
 
 def test_echo_with_logprobs_needs_prompt_logprobs() -> None:
     model = msgspec.structs.replace(row(), prompt_logprobs=refused("the prompt's tokens are not told"))
-    assert plan(asked(echo=True), model).header() == "echo=native"
-    assert plan(asked(logprobs=1), model).header() == "logprobs=native"
+    assert plan(asked(echo=True), model).header.decode() == "echo=native"
+    assert plan(asked(logprobs=1), model).header.decode() == "logprobs=native"
     with pytest.raises(UnsupportedParameter, match="local/other") as caught:
         plan(asked(echo=True, logprobs=1), model, [model, row("local/other")])
     assert caught.value.param == "echo"

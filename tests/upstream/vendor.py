@@ -218,5 +218,5 @@ async def answer(models: Catalog, model: str = "team/m", **fields: object) -> di
     work = prepare("somebody", request, models)
     folded = Completion(request)
     for event in await events_of(work):
-        folded.feed(event)
+        folded.feed([event])
     return dict(json.loads(folded.body(Head("cmpl-1", 1, work.deployment.model, work.fingerprint))))

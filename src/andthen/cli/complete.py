@@ -193,12 +193,12 @@ def _print_json(request: CompletionRequest, head: Head, events: Iterable[Event])
     if request.stream:
         stream = Stream(request, head)
         for event in events:
-            out.write(stream.feed(event))
+            out.write(stream.feed([event]))
             out.flush()
         return
     completion = Completion(request)
     for event in events:
-        completion.feed(event)
+        completion.feed([event])
     out.write(completion.body(head) + b"\n")
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
-from msgspec import Raw, ValidationError
+from msgspec import UNSET, Raw, Struct, UnsetType, ValidationError
 
 from andthen.contract.errors import BadRequest, InvalidJson
 from andthen.contract.fields import Field
@@ -24,21 +24,32 @@ def split(body: bytes, max_depth: int) -> dict[str, Raw]:
     Raises:
         InvalidJson: it is not UTF-8, not JSON, not an object, or nests deeper than `max_depth`.
     """
+    check_utf8(body)
     try:
-        if not body.isascii():
-            body.decode()
         members = _OBJECT.decode(body)
-    except UnicodeDecodeError:
-        raise InvalidJson("The body is not UTF-8: encode it so.") from None
     except RecursionError:
         raise _too_deep(max_depth) from None
     except ValidationError:
         raise InvalidJson('The body is not a JSON object: send {"model": …, "prompt": …}.') from None
     except msgspec.DecodeError as error:
         raise InvalidJson(f"The body is not valid JSON: {error}.") from None
+    check_depth(body, max_depth)
+    return members
+
+
+def check_utf8(body: bytes) -> None:
+    """Raises InvalidJson."""
+    try:
+        if not body.isascii():
+            body.decode()
+    except UnicodeDecodeError:
+        raise InvalidJson("The body is not UTF-8: encode it so.") from None
+
+
+def check_depth(body: bytes, max_depth: int) -> None:
+    """Of valid JSON. Raises InvalidJson."""
     if _depth_exceeds(body, max_depth):
         raise _too_deep(max_depth)
-    return members
 
 
 def _too_deep(bound: int) -> InvalidJson:
@@ -72,6 +83,27 @@ class Table:
     def __init__(self, fields: Sequence[Field]) -> None:
         self.names = frozenset(field.name for field in fields)
         self._readers = [(field.name, _decoder(field), field.shape.refine, field) for field in fields]
+        self._rows = [(field.name, field.shape.refine) for field in fields]
+        self._decode = msgspec.json.Decoder(_body_struct(fields)).decode
+
+    def decode(self, body: bytes) -> dict[str, Any] | None:
+        """The values of a well-formed body without unknown fields, in one typed pass: the same as `split` and `read`
+        give. None where the body needs these two: it is ill-formed, has unknown fields, or writes integers as floats.
+
+        Raises:
+            BadRequest: a value has the right type and is wrong all the same.
+        """
+        try:
+            values = msgspec.structs.astuple(self._decode(body))
+        except (ValidationError, msgspec.DecodeError, RecursionError):
+            return None
+        given: dict[str, Any] = {}
+        for (name, refine), value in zip(self._rows, values, strict=True):
+            if value is not None and value is not UNSET:
+                if refine is not None and (value := refine(value)) is None:
+                    continue
+                given[name] = value
+        return given
 
     def read(self, members: dict[str, Raw]) -> dict[str, Any]:
         """The values of those fields that are present and not null (nor as good as absent), in the table's order.
@@ -95,6 +127,15 @@ class Table:
             if value is not None:
                 values[name] = value
         return values
+
+
+def _body_struct(fields: Sequence[Field]) -> type[Struct]:
+    """A type that decodes all fields at once, absent ones to `UNSET`."""
+    members: list[Any] = []
+    for field in fields:
+        kind = field.shape.python | None if field.nullable else field.shape.python
+        members.append((field.name, kind) if field.required else (field.name, kind | UnsetType, UNSET))
+    return msgspec.defstruct("Body", members, forbid_unknown_fields=True, kw_only=True, gc=False)
 
 
 def _decoder(field: Field) -> Callable[[Raw], Any]:

@@ -9,7 +9,7 @@ from functools import cache
 
 from msgspec import Struct
 
-from andthen.contract.body import Table, split
+from andthen.contract.body import Table, check_depth, check_utf8, split
 from andthen.contract.errors import BadRequest
 from andthen.contract.fields import completion_fields
 from andthen.contract.limits import Limits
@@ -75,9 +75,17 @@ def parse(body: bytes, limits: Limits) -> CompletionRequest:
         InvalidJson: the body is not a JSON object.
         BadRequest: a field is wrong; `param` names it. Of several the first of the table, then the first rule.
     """
-    members = split(body, limits.max_depth)
     table = _table(limits)
-    values = table.read(members)
+    check_utf8(body)
+    values = table.decode(body)
+    ignored: tuple[str, ...] = ()
+    if values is None:
+        members = split(body, limits.max_depth)
+        values = table.read(members)
+        if not members.keys() <= table.names:
+            ignored = tuple(name for name in members if name not in table.names)[:_MAX_IGNORED]
+    else:
+        check_depth(body, limits.max_depth)
     given = tuple(values)
     prompts = values.pop("prompt", ("",))
     options = values.pop("stream_options", None)
@@ -85,8 +93,7 @@ def parse(body: bytes, limits: Limits) -> CompletionRequest:
         values["include_usage"] = bool(options.include_usage)
         values["continuous_usage_stats"] = bool(options.continuous_usage_stats)
     values.setdefault("best_of", values.get("n", 1))
-    ignored = () if members.keys() <= table.names else tuple(name for name in members if name not in table.names)
-    request = CompletionRequest(prompts=prompts, given=given, ignored=ignored[:_MAX_IGNORED], **values)
+    request = CompletionRequest(prompts=prompts, given=given, ignored=ignored, **values)
     _check(request, limits)
     return request
 

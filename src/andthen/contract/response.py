@@ -136,21 +136,23 @@ class Completion:
         self._reasons: list[FinishReason | None] = [None] * choices
         self._usage: Usage | None = None
 
-    def feed(self, event: Event) -> None:
+    def feed(self, events: Iterable[Event]) -> None:
+        """Takes the next events."""
         n = self._request.n
-        match event:
-            case Text():
+        for event in events:
+            if isinstance(event, Text):
                 index = event.prompt * n + event.candidate
                 self._texts[index].append(event.text)
-                self._tokens[index] += event.tokens
-            case Finished():
+                if event.tokens:
+                    self._tokens[index] += event.tokens
+            elif isinstance(event, Finished):
                 self._reasons[event.prompt * n + event.candidate] = event.reason
-            case PromptScored() if self._request.echo:
+            elif isinstance(event, Usage):
+                self._usage = event
+            elif self._request.echo:
                 for index in range(event.prompt * n, event.prompt * n + n):
                     self._texts[index].append(event.text)
                     self._tokens[index] += event.tokens
-            case Usage():
-                self._usage = event
 
     def body(self, head: Head) -> bytes:
         """The reply, once all events are in.
@@ -175,37 +177,40 @@ class Completion:
 
 
 class Stream:
-    """Turns each event into the frames to send for it."""
+    """Turns events into the frames to send for them."""
 
     def __init__(self, request: CompletionRequest, head: Head) -> None:
         self._request = request
         self._head = head
         self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
 
-    def feed(self, event: Event) -> bytes:
-        """The frames for one event; empty where it shows nothing."""
+    def feed(self, events: Iterable[Event]) -> bytes:
+        """The frames for the next events; empty where they show nothing."""
         request = self._request
-        match event:
-            case Text():
+        n = request.n
+        frames: list[bytes] = []
+        for event in events:
+            if isinstance(event, Text):
                 self._completion_tokens += event.generated
-                if not (event.text or event.tokens or (request.continuous_usage_stats and event.generated)):
-                    return b""
-                index = event.prompt * request.n + event.candidate
-                return self._frame([ChunkChoice(index, event.text, _logprobs(event.tokens, request), None)])
-            case Finished():
+                if event.text or event.tokens or (request.continuous_usage_stats and event.generated):
+                    logprobs = None if request.logprobs is None else _logprobs(event.tokens, request)
+                    index = event.prompt * n + event.candidate
+                    frames.append(self._frame([ChunkChoice(index, event.text, logprobs, None)]))
+            elif isinstance(event, Finished):
                 self._completion_tokens += event.generated
-                index = event.prompt * request.n + event.candidate
-                return self._frame([ChunkChoice(index, "", _logprobs((), request), event.reason)])
-            case PromptScored():
+                index = event.prompt * n + event.candidate
+                frames.append(self._frame([ChunkChoice(index, "", _logprobs((), request), event.reason)]))
+            elif isinstance(event, Usage):
+                if request.include_usage:
+                    frames.append(self._frame([], _usage(event)))
+            else:
                 self._prompt_tokens += event.prompt_tokens
                 self._cached_tokens += event.cached_tokens
-                if not request.echo or not (event.text or event.tokens):
-                    return b""
-                first, logprobs = event.prompt * request.n, _logprobs(event.tokens, request)
-                choices = (ChunkChoice(first + j, event.text, logprobs, None) for j in range(request.n))
-                return b"".join([self._frame([choice]) for choice in choices])
-            case Usage():
-                return self._frame([], _usage(event)) if request.include_usage else b""
+                if request.echo and (event.text or event.tokens):
+                    first, logprobs = event.prompt * n, _logprobs(event.tokens, request)
+                    choices = (ChunkChoice(first + j, event.text, logprobs, None) for j in range(n))
+                    frames += [self._frame([choice]) for choice in choices]
+        return frames[0] if len(frames) == 1 else b"".join(frames)
 
     def _frame(self, choices: list[ChunkChoice], usage: CompletionUsage | UnsetType | None = UNSET) -> bytes:
         request, head = self._request, self._head

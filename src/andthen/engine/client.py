@@ -84,21 +84,15 @@ class EngineClient:
     async def wait_ready(self) -> None:
         await self._ready.wait()
 
-    def submit(self, owner: str, model: str, request: CompletionRequest) -> Job:
-        """Asks for a completion.
+    def job(self, owner: str, model: str, request: CompletionRequest) -> Job:
+        """A completion that is submitted when the job runs.
 
         Args:
             owner: whose turn it is: jobs of different owners are served fairly.
-            model: the whole name, `local/NAME`.
-
-        Raises:
-            EngineRestarted: there is no engine at the moment.
+            model: the full name, `local/NAME`.
         """
-        link = self._linked()
         known = self.models.get(model)
-        job = Job(next(self._numbers), link, self._jobs, known.fingerprint if known else None)
-        link.ask(Submit(job.number, owner, model, request))
-        return job
+        return Job(self, owner, model, request, known.fingerprint if known else None)
 
     async def describe(self) -> list[ModelInfo]:
         """All models. Raises `EngineRestarted`."""
@@ -183,31 +177,32 @@ class EngineClient:
 
 
 class Job:
-    """One completion under way: an async iterator of lists of events, each list all that has come since the last.
-
-    `async with job:` ends it when the block is left, whatever the reason; `usage` then tells what was processed, as
-    far as the engine lived to say it.
-    """
+    """One completion: see `gateway.backend.Attempt`. `run` may be called once."""
 
     __slots__ = (
-        "_error", "_events", "_jobs", "_link", "_over", "_taken", "_waiter", "began_s", "fingerprint", "number",
-        "usage",
+        "_ended", "_engine", "_error", "_link", "_model", "_over", "_owner", "_paused", "_receiver", "_request",
+        "_taken", "began_s", "fingerprint", "number", "usage",
     )  # fmt: skip
 
-    def __init__(self, number: int, link: _EngineLink, jobs: dict[int, Job], fingerprint: str | None) -> None:
-        self.number = number
+    def __init__(
+        self, engine: EngineClient, owner: str, model: str, request: CompletionRequest, fingerprint: str | None
+    ) -> None:
+        self._engine = engine
+        self._owner = owner
+        self._model = model
+        self._request = request
+        self._link: _EngineLink
+        self._receiver: Callable[[list[Event]], None] | None = None
+        self._ended: asyncio.Future[None]
+        self._error: Exception | None = None
+        self._over = False
+        self._paused = False
+        self._taken = 0
+        """Generated tokens that were passed on since credit was last given."""
+        self.number = 0
         self.fingerprint = fingerprint
         self.usage: Usage | None = None
         self.began_s: float | None = None
-        """When its turn had come, by `time.monotonic`."""
-        self._link = link
-        self._jobs = jobs
-        self._events: list[Event] = []
-        self._error: AndthenError | None = None
-        self._over = False
-        self._taken = 0
-        self._waiter: asyncio.Future[None] | None = None
-        jobs[number] = self
 
     @property
     def exchanges(self) -> tuple[Exchange, ...]:
@@ -216,82 +211,88 @@ class Job:
             return ()
         now_s = time.monotonic()
         began_s = now_s if self.began_s is None else self.began_s
-        status, code = (200, "") if self._error is None else (self._error.status, self._error.code)
+        error = self._error
+        status, code = (error.status, error.code) if isinstance(error, AndthenError) else (200, "")
         return (Exchange(status, self.usage, now_s - began_s, began_s, code),)
 
-    def __aiter__(self) -> Self:
-        return self
+    async def run(self, receiver: Callable[[list[Event]], None]) -> None:
+        """Submits the job and gives its events to `receiver` until it has ended; cancels it if it is left before.
 
-    async def __anext__(self) -> list[Event]:
-        """Cancelling the wait loses nothing. Raises the engine's `AndthenError`, `EngineRestarted` among them."""
-        while not self._events:
-            if self._error is not None:
-                raise self._error
-            if self._over:
-                raise StopAsyncIteration
-            await self._wait()
-        events, self._events = self._events, []
-        if not self._over:
-            self._give_credit(events)
-        return events
+        Raises:
+            EngineRestarted: there is no engine at the moment, or it was lost.
+            AndthenError: any other error of the engine's; and what `receiver` raises.
+        """
+        engine = self._engine
+        self._link = engine._linked()
+        self.number = next(engine._numbers)
+        self._receiver = receiver
+        self._ended = asyncio.get_running_loop().create_future()
+        engine._jobs[self.number] = self
+        self._link.ask(Submit(self.number, self._owner, self._model, self._request))
+        try:
+            await self._ended
+        finally:
+            self._receiver = None
+            if not self._over:
+                await self._cancel()
+        if self._error is not None:
+            raise self._error
 
-    async def __aenter__(self) -> Self:
-        return self
+    def pause(self) -> None:
+        """Gives the engine no credit, so that it sets the job aside once it is ahead of its reader."""
+        self._paused = True
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        await self.cancel()
-
-    async def cancel(self) -> Usage | None:
-        """Ends the job where it has not ended, and waits for its last count: at most `CANCEL_WAIT_S`."""
-        if not self._over:
-            self._link.ask(Cancel(self.number))
-            try:
-                async with asyncio.timeout(CANCEL_WAIT_S):
-                    while not self._over:
-                        self._events.clear()
-                        await self._wait()
-            except TimeoutError:
-                _LOG.error("engine_left_cancel_unanswered", job=self.number)
-            finally:
-                self._jobs.pop(self.number, None)
-        return self.usage
+    def resume(self) -> None:
+        self._paused = False
+        self._give_credit()
 
     def receive(self, events: list[Event]) -> None:
         if self.began_s is None:
             self.began_s = time.monotonic()
-        self._events += events
         if events and isinstance(last := events[-1], Usage):
             self.usage = last
-            self._end()
-        self._wake()
+            self._over = True
+            self._engine._jobs.pop(self.number, None)
+        if self._receiver is not None:
+            try:
+                self._receiver(events)
+            except Exception as error:
+                self._error, self._receiver = error, None
+                self._wake()
+                return
+            if not self._over:
+                for event in events:
+                    if isinstance(event, Text | Finished):
+                        self._taken += event.generated
+                self._give_credit()
+        if self._over:
+            self._wake()
 
     def fail(self, error: AndthenError) -> None:
-        self._error = error
-        self._end()
+        self._over = True
+        self._engine._jobs.pop(self.number, None)
+        if self._error is None:
+            self._error = error
         self._wake()
 
-    def _end(self) -> None:
-        self._over = True
-        self._jobs.pop(self.number, None)
-
-    async def _wait(self) -> None:
-        self._waiter = asyncio.get_running_loop().create_future()
+    async def _cancel(self) -> None:
+        """Ends the job, and waits for its last count: at most `CANCEL_WAIT_S`."""
+        self._ended = asyncio.get_running_loop().create_future()
+        self._link.ask(Cancel(self.number))
         try:
-            await self._waiter
+            async with asyncio.timeout(CANCEL_WAIT_S):
+                await self._ended
+        except TimeoutError:
+            _LOG.error("engine_left_cancel_unanswered", job=self.number)
         finally:
-            self._waiter = None
+            self._engine._jobs.pop(self.number, None)
 
     def _wake(self) -> None:
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        if not self._ended.done():
+            self._ended.set_result(None)
 
-    def _give_credit(self, events: list[Event]) -> None:
-        for event in events:
-            if isinstance(event, Text | Finished):
-                self._taken += event.generated
-        if self._taken >= CREDIT_TOKENS // _CREDIT_SHARE:
+    def _give_credit(self) -> None:
+        if self._taken >= CREDIT_TOKENS // _CREDIT_SHARE and not (self._paused or self._over):
             self._link.ask(Credit(self.number, self._taken))
             self._taken = 0
 

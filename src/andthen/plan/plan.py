@@ -6,14 +6,16 @@ and with the models that would take it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Iterator
 
 from msgspec import Struct
 from msgspec.structs import fields
 
 from andthen.contract.errors import UnsupportedParameter
+from andthen.contract.limits import Limits
 from andthen.contract.request import CompletionRequest
-from andthen.plan.abilities import Abilities, Ability, PromptForm
+from andthen.plan.abilities import Abilities, Ability, PromptForm, contract_parameters
 
 BEST_EFFORT = "best-effort"
 FAN_OUT = "fan-out"
@@ -53,9 +55,79 @@ class Plan(Struct, frozen=True, kw_only=True):
     calls_nobody: bool = False
     """The reply needs nothing of the model."""
 
-    def header(self) -> str:
-        """The value of `x-andthen-plan`: `n=native, stop=scanned, seed=best-effort`."""
-        return ", ".join(f"{parameter}={word}" for parameter, word in self.steps)
+    header: bytes = b""
+    """The value of `x-andthen-plan`: `n=native, stop=scanned, seed=best-effort`."""
+
+
+class PlanCache:
+    """The plans of one model. A plan depends on which fields a request gives and, of most, not on their values: so
+    requests of one client share a plan.
+
+    Args:
+        abilities: the model's row.
+        limits: the contract's ranges.
+    """
+
+    def __init__(self, abilities: Abilities, limits: Limits) -> None:
+        self._abilities = abilities
+        self._plans: OrderedDict[Hashable, Plan] = OrderedDict()
+        whole = contract_parameters(limits)
+        self._sensitive = frozenset(
+            name
+            for name, ability in abilities.parameters.items()
+            if name not in _IN_KEY and not _takes_all(ability, whole[name])
+        )
+        """Parameters of whose value the plan tells whether it is in the model's range, and whether it is the default."""
+
+    def plan(self, request: CompletionRequest, others: Iterable[Abilities] = ()) -> Plan:
+        """As the function `plan`. Raises what that raises; a refusal is not cached."""
+        key = self._key(request)
+        plans = self._plans
+        if (found := plans.get(key)) is not None:
+            plans.move_to_end(key)
+            return found
+        found = plans[key] = plan(request, self._abilities, others)
+        if len(plans) > _CACHED_PLANS:
+            plans.popitem(last=False)
+        return found
+
+    def _key(self, request: CompletionRequest) -> Hashable:
+        given, prompts = request.given, request.prompts
+        sensitive: list[tuple[bool, bool]] = []
+        if self._sensitive and not self._sensitive.isdisjoint(given):
+            parameters = self._abilities.parameters
+            for name in given:
+                if name in self._sensitive:
+                    is_default = name in _DEFAULTS and getattr(request, name) == _DEFAULTS[name]
+                    sensitive.append((is_default, not _out_of_range(request, name, parameters[name])))
+        return (
+            given,
+            type(prompts[0]),
+            len(prompts) > 1,
+            "" in prompts,
+            request.best_of,
+            request.n,
+            len(request.stop),
+            request.max_tokens == 0,
+            request.temperature == 0,
+            request.logprobs is None,
+            request.echo,
+            tuple(sensitive),
+        )
+
+
+_CACHED_PLANS = 256
+_IN_KEY = frozenset({"best_of", "n", "stop", "echo", "stream", "stream_options"})
+"""Parameters that a plan's key holds anyway, or whose value no plan depends on."""
+
+
+def _takes_all(ability: Ability, whole: Ability) -> bool:
+    """Whether the model takes every value that the contract has."""
+    return (
+        ability.support == "native"
+        and (ability.minimum, ability.maximum) == (whole.minimum, whole.maximum)
+        and ability.native_minimum is ability.native_maximum is None
+    )
 
 
 def plan(request: CompletionRequest, abilities: Abilities, others: Iterable[Abilities] = ()) -> Plan:
@@ -96,6 +168,7 @@ def _calls(request: CompletionRequest, abilities: Abilities, steps: dict[str, st
     return Plan(
         model=abilities.model,
         steps=tuple(steps.items()),
+        header=", ".join(f"{parameter}={word}" for parameter, word in steps.items()).encode(),
         sends=tuple(sends),
         splits_prompts=len(request.prompts) > 1
         and FAN_OUT in abilities.prompt_forms[_prompt_form(request)].how.split("+"),

@@ -1,4 +1,4 @@
-"""What a model's name stands for: deployments of the embedded engine, at vendors, or several of either."""
+"""Model names and the deployments they stand for: models of the embedded engine, of vendors, or several of either."""
 
 from __future__ import annotations
 
@@ -9,54 +9,54 @@ from collections.abc import Callable, Iterator, Mapping
 from andthen.contract.errors import EngineRestarted, ModelNotFound
 from andthen.contract.limits import Limits
 from andthen.contract.names import parse_name
+from andthen.gateway.backend import Deployment
+from andthen.gateway.circuit_breaker import CircuitBreaker, in_order
+from andthen.gateway.remote import RemoteBackend
 from andthen.plan.abilities import Abilities
-from andthen.remote import RemoteSource
-from andthen.routing import Health, ordered
-from andthen.sources import Deployment
-from andthen.transport import Transport
+from andthen.http.client import HttpClient
 from andthen.vendors.settings import Remote, Upstream
 
-_KEPT = 4096
-"""Deployments of unlisted models that are kept ready; any name under a vendor's prefix makes one."""
+_MAX_UNLISTED = 4096
+"""How many deployments of unlisted models are cached: callers choose these names, below a vendor's prefix."""
 
 
 class Catalog:
-    """All models, and how those behind it fare.
+    """All models, and the circuit breakers of their deployments.
 
     Args:
-        local: gives the embedded engine's, by whole name. May raise `EngineRestarted`.
-        upstream: everything else.
+        local: returns the embedded engine's deployments, by full name. May raise `EngineRestarted`.
+        upstream: vendors, other servers and routes, as configured.
     """
 
     def __init__(
         self,
         local: Callable[[], Mapping[str, Deployment]],
         upstream: Upstream,
-        transport: Transport,
+        client: HttpClient,
         limits: Limits,
     ) -> None:
         self._local = local
         self.upstream = upstream
-        self._transport = transport
+        self._client = client
         self._limits = limits
         shared = (share.model for shares in upstream.routes.values() for share in shares)
         names = (*upstream.listed(), *(name for name in shared if upstream.find(name) is not None))
         self._configured = dict.fromkeys(name for name in names if name not in upstream.routes)
-        """The names upstream that are the operator's or a row's own, and no caller's."""
+        """The upstream names that come from the configuration or a vendor's row, not from a caller."""
         self._remote: dict[str, Deployment] = {}
         self._unlisted: dict[str, Deployment] = {}
-        self._health: dict[str, Health] = {}
+        self._breakers: dict[str, CircuitBreaker] = {}
 
-    def keep_health(self, earlier: Catalog) -> None:
-        """Goes on with what an earlier catalog knew of the deployments that are the same in this one."""
-        for name, health in earlier._health.items():
+    def take_breakers(self, earlier: Catalog) -> None:
+        """Takes over an earlier catalog's circuit breakers, for deployments that are the same in this one."""
+        for name, breaker in earlier._breakers.items():
             found = self.upstream.find(name)
-            if found is not None and found == earlier.upstream.find(name) and health != Health():
-                self._remote_deployment(name)  # which bounds how many are kept of those that callers name
-                self._health[name] = health
+            if found is not None and found == earlier.upstream.find(name) and breaker != CircuitBreaker():
+                self._remote_deployment(name)  # bounds how many unlisted ones there are
+                self._breakers[name] = breaker
 
     def find(self, name: str) -> Deployment:
-        """The deployment of one model, or the first of a name that stands for several.
+        """The deployment of a model; of a route, the one that is tried first.
 
         Raises:
             ModelNotFound; EngineRestarted, for a local model while no engine runs.
@@ -72,7 +72,7 @@ class Catalog:
         return found
 
     def candidates(self, name: str) -> list[Deployment]:
-        """The deployments that a name stands for, in the order in which to ask them this time.
+        """The deployments that a name stands for, in the order in which to try them this time.
 
         Raises:
             ModelNotFound, EngineRestarted
@@ -81,7 +81,7 @@ class Catalog:
         if shares is None:
             return [self.find(name)]
         found: list[Deployment] = []
-        for share in ordered(shares, random.random):
+        for share in in_order(shares, random.random):
             try:
                 found.append(self.find(share.model))
             except EngineRestarted as error:
@@ -90,37 +90,33 @@ class Catalog:
             raise starting
         return found
 
-    def health(self, deployment: Deployment) -> Health:
-        return self._health.setdefault(deployment.model, Health())
+    def breaker(self, deployment: Deployment) -> CircuitBreaker:
+        found = self._breakers.get(deployment.model)
+        if found is None:
+            found = self._breakers[deployment.model] = CircuitBreaker()
+        return found
 
     def listed(self) -> Iterator[tuple[str, Deployment]]:
-        """The names to show, each with its deployment; of a name that stands for several, the first.
+        """The names that the model list shows, each with its deployment; of a route, the one that is tried first.
 
         Raises:
-            EngineRestarted: no engine has told its models yet.
+            EngineRestarted: no engine has described its models yet.
         """
         yield from self._local().items()
         for name in dict.fromkeys((*self.upstream.routes, *self.upstream.listed())):
             yield name, self.find(name)
 
     def abilities(self) -> Iterator[Abilities]:
-        """The rows of all configured models; the engine's once it has told them."""
+        """The capability rows of all configured models; the engine's only if it is ready."""
         with contextlib.suppress(EngineRestarted):
             yield from [deployment.abilities for deployment in self._local().values()]
         for name in self._configured:
             yield self.find(name).abilities
 
-    def label(self, deployment: Deployment) -> str:
-        """Its name for metrics: of an unlisted model the vendor's alone, since callers choose those names."""
-        name = deployment.model
-        if name in self._configured or self.upstream.find(name) is None:
-            return name
-        return f"{parse_name(name).vendor}/*"
-
     def asked_label(self, name: str) -> str:
-        """The same of a name that a caller gave, which may stand for several. Raises as `find` does."""
+        """The same for a name that a caller sent, which may be a route's. Raises as `find` does."""
         whole = str(parse_name(name))
-        return whole if whole in self.upstream.routes else self.label(self.find(name))
+        return whole if whole in self.upstream.routes else self.find(name).label
 
     def _remote_deployment(self, name: str) -> Deployment | None:
         if (known := self._remote.get(name) or self._unlisted.get(name)) is not None:
@@ -131,20 +127,19 @@ class Catalog:
         if name in self._configured:
             self._remote[name] = made
         else:
-            if len(self._unlisted) >= _KEPT:
+            if len(self._unlisted) >= _MAX_UNLISTED:
                 oldest = next(iter(self._unlisted))
                 del self._unlisted[oldest]
-                self._health.pop(oldest, None)
+                self._breakers.pop(oldest, None)
             self._unlisted[name] = made
         return made
 
     def _made(self, name: str, remote: Remote, model: str) -> Deployment:
         resolved = remote.resolved(model)
-        source = RemoteSource(
-            remote, model, resolved.wire(), transport=self._transport, settings=self.upstream.settings
-        )
+        backend = RemoteBackend(remote, model, resolved.wire(), client=self._client, settings=self.upstream.settings)
         abilities = resolved.abilities(name, self._limits)
-        return Deployment(
-            name, abilities, source, cools=True, identity=remote.identity(model), provider=remote.provider,
-            address=remote.address,
+        label = name if name in self._configured else f"{parse_name(name).vendor}/*"
+        return Deployment.of(
+            name, abilities, backend, self._limits, has_breaker=True, label=label, identity=remote.identity(model),
+            provider=remote.provider, address=remote.address,
         )  # fmt: skip

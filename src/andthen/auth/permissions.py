@@ -1,20 +1,9 @@
-"""What a key may do, as far as its policy alone tells. What was used already is not looked at here."""
+"""What a key's policy permits. Rate limits and budgets are checked elsewhere."""
 
 from __future__ import annotations
 
 from andthen.books.keys import Key
 from andthen.contract.errors import BadRequest, ModelNotAllowed, PermissionDenied
-from andthen.server.http import Exchange
-
-
-def sent_secret(exchange: Exchange) -> str | None:
-    """The key that was sent. `x-api-key` decides where both ways are used."""
-    secret = exchange.header(b"x-api-key")
-    if secret is None:
-        scheme, _, secret = (exchange.header(b"authorization") or b"").partition(b" ")
-        if scheme.lower() != b"bearer":
-            return None
-    return secret.strip().decode("latin-1") or None
 
 
 def check_address(key: Key, address: str) -> None:
@@ -27,7 +16,7 @@ def check_kind(key: Key, *, for_admin: bool | None) -> None:
     """Raises `PermissionDenied`.
 
     Args:
-        for_admin: whether the route is one below `/admin`; None where either kind of key will do.
+        for_admin: the route takes admin keys (True), ordinary keys (False) or both (None).
     """
     if for_admin is None or key.admin is for_admin:
         return
@@ -37,7 +26,7 @@ def check_kind(key: Key, *, for_admin: bool | None) -> None:
 
 
 def allows_model(key: Key | None, name: str) -> bool:
-    """Whether a model may be asked for. Without a key, where none is needed, any may."""
+    """Whether the key may use a model. Routes that need no key pass None: all models are allowed."""
     return key is None or key.policy.allows_model(name)
 
 

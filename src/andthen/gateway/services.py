@@ -14,11 +14,12 @@ from andthen.books.replies import KeptReplies
 from andthen.books.store import Store
 from andthen.books.texts import Texts
 from andthen.books.watch import KeyWatch
-from andthen.catalog import Catalog
 from andthen.contract.limits import Limits
 from andthen.engine.client import EngineClient
+from andthen.gateway.catalog import Catalog
+from andthen.gateway.response_cache import Cache
+from andthen.http.deadlines import DeadlineQueue
 from andthen.metrics import ServerMetrics
-from andthen.server.recall import Cache
 from andthen.server.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class Services:
     cache: Cache | None
     replies: KeptReplies
     metrics: ServerMetrics
+    deadlines: DeadlineQueue
     telemetry: Telemetry | None
     """None where none is wanted."""
     started_at: int

@@ -1,0 +1,1 @@
+"""One request: routing, backends, attempts, the pipeline."""

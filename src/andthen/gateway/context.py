@@ -1,0 +1,221 @@
+"""One HTTP request, from its headers to its row in the ledger, its metrics and its line in the log.
+
+Everything that is known about a request is an attribute of its `RequestContext`; log, metrics, ledger and trace are
+written from it.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from andthen.accounts import Account
+from andthen.books.keys import Key
+from andthen.books.ledger import Origin
+from andthen.books.limits import Grant
+from andthen.books.texts import Draft
+from andthen.contract.errors import (
+    AndthenError,
+    InvalidApiKey,
+    MethodNotAllowed,
+    PayloadTooLarge,
+    RateLimited,
+    UnsupportedMediaType,
+)
+from andthen.contract.response import error_body
+from andthen.gateway.backend import Deployment
+from andthen.gateway.execution import Execution
+from andthen.http.server import ClientGone, ServerRequest
+from andthen.telemetry.notes import Note
+
+if TYPE_CHECKING:
+    from andthen.gateway.services import Services
+
+Headers = list[tuple[bytes, bytes]]
+
+CLIENT_GONE_STATUS = 499
+"""The client left before its reply was complete; in the ledger, the log and metrics only."""
+
+JSON: Headers = [(b"content-type", b"application/json")]
+
+_NO_STORE = (b"cache-control", b"no-store")
+"""A shared cache does not know that `x-api-key` identifies a caller, and may store even a 404 (RFC 9111, 4.2.2)."""
+_SLICE_BYTES = 256 * 2**10
+# A browser throws away what its page has not read yet when a reply breaks off, and with it the error. Seen in Chromium:
+# without a pause the error event is lost three times in four.
+_BREAK_OFF_S = 0.1
+_JSON_TYPE = re.compile(
+    rb'application/(?:[\w.-]+\+)?json[ \t]*(?:;[ \t]*charset[ \t]*=[ \t]*"?utf-?8"?[ \t]*)?', re.IGNORECASE
+)
+
+
+class RequestContext(Execution):
+    """One request and its reply.
+
+    Attributes:
+        id: also sent as `x-request-id`.
+        route: name of the route, for metrics and the log.
+        quiet: logged at the debug level only.
+        key: the API key, once it is authenticated.
+        account: the header `x-selected-account-id`.
+        started_s: when its headers had come, by `time.monotonic`.
+        client_s: how long the client was waited for.
+        status: of the reply, once that has begun; 499 if the client left before.
+        code: code of the error that it ended with.
+        streams: the reply is a stream of events, which can carry an error.
+        reply_headers: sent with any reply to this request, an error too.
+        asked_deployment: the deployment that is tried first for the name that was asked for.
+        tokens: prompt, cached and completion tokens, once they are known.
+        first_text_s: seconds from the headers to the first generated token.
+        origin: where the reply comes from.
+        settles_later: the reply is stored under an Idempotency-Key first; whoever stores it settles the request.
+    """
+
+    __slots__ = (
+        "account", "asked_deployment", "billing", "client_s", "code", "first_text_s", "grant", "http", "id", "key", "note",
+        "origin", "prompt_log", "quiet", "reply_headers", "route_name", "services", "settles_later", "started_s",
+        "status", "streams", "tokens",
+    )  # fmt: skip
+
+    def __init__(self, http: ServerRequest, services: Services) -> None:
+        super().__init__()
+        self.http = http
+        self.services = services
+        self.id = ""
+        self.route_name = "none"
+        self.quiet = False
+        self.key: Key | None = None
+        self.account: str | None = None
+        self.started_s = time.monotonic()
+        self.client_s = 0.0
+        self.status: int | None = None
+        self.code: str | None = None
+        self.streams = False
+        self.reply_headers: Headers = []
+        self.asked_deployment: Deployment
+        self.tokens: tuple[int, int, int] | None = None
+        self.first_text_s: float | None = None
+        self.origin: Origin = "model"
+        self.settles_later = False
+        self.billing: Account | None = None
+        self.grant: Grant | None = None
+        self.prompt_log: Draft | None = None
+        self.note: Note | None = None
+
+    @property
+    def key_id(self) -> str | None:
+        return None if self.key is None else self.key.id
+
+    @property
+    def model_label(self) -> str | None:
+        """The name in metrics and the log of the deployment that answers or was tried last."""
+        return None if self.deployment is None else self.deployment.label
+
+    @property
+    def secret(self) -> str | None:
+        """The API key as it was sent. `x-api-key` decides if both headers are there."""
+        secret = self.header(b"x-api-key")
+        if secret is None:
+            scheme, _, secret = (self.header(b"authorization") or b"").partition(b" ")
+            if scheme.lower() != b"bearer":
+                return None
+        return secret.strip().decode("latin-1") or None
+
+    @property
+    def has_cost(self) -> bool:
+        """Tokens were processed, as far as is known."""
+        return self.usage is not None and self.usage.prompt_tokens + self.usage.completion_tokens > 0
+
+    def header(self, name: bytes) -> bytes | None:
+        """The first header of this name, which is given in lower case."""
+        return self.http.header(name)
+
+    async def body(self, *, most: int | None = None) -> bytes:
+        """The whole body, checked to be JSON by its headers.
+
+        Args:
+            most: a bound in bytes below the server's own.
+
+        Raises:
+            PayloadTooLarge, UnsupportedMediaType, RequestTimeout, ClientGone
+        """
+        bound = min(self.services.settings.body_bytes, most or self.services.settings.body_bytes)
+        length = self.header(b"content-length")
+        if length is not None and int(length) > bound:
+            raise PayloadTooLarge(f"The body is larger than {bound} bytes: send less, or raise `server.body_bytes`.")
+        self._check_type()
+        began_s = time.monotonic()
+        try:
+            return await self.http.body(bound)
+        finally:
+            self.client_s += time.monotonic() - began_s
+
+    def start(self, status: int, headers: Headers, *, length: int | None = None) -> None:
+        """Sends the status line and the headers, with the first bytes of the body."""
+        self.status = status
+        if not any(name == b"cache-control" for name, _ in headers):
+            headers = [*headers, _NO_STORE]
+        headers = [*headers, *self.reply_headers, (b"x-request-id", self.id.encode())]
+        if self.plan is not None:
+            headers.append((b"x-andthen-plan", self.plan.header))
+        self.http.start(status, headers, length=length)
+
+    async def reply(self, status: int, headers: Headers, body: bytes) -> None:
+        """Sends a whole reply; a large one in slices, as fast as the client reads them."""
+        self.start(status, headers, length=len(body))
+        if len(body) <= _SLICE_BYTES:
+            self.http.end(body)
+            return
+        for start in range(0, len(body), _SLICE_BYTES):
+            self.http.write(body[start : start + _SLICE_BYTES])
+            await self.drain()
+        self.http.end()
+
+    async def drain(self) -> None:
+        """Waits while the client reads more slowly than it is written to. Raises ClientGone."""
+        if self.http.write_paused:
+            began_s = time.monotonic()
+            try:
+                await self.http.drain()
+            finally:
+                self.client_s += time.monotonic() - began_s
+
+    def resume(self) -> None:
+        if self._paused_at_s is not None:
+            self.client_s += time.monotonic() - self._paused_at_s
+        super().resume()
+
+    async def fail(self, error: AndthenError) -> None:
+        """Replies with an error, if no reply has begun."""
+        headers = [*JSON, (b"x-should-retry", b"true" if error.should_retry else b"false")]
+        if error.retry_after_s is not None:
+            headers.append((b"retry-after", b"%d" % error.retry_after_s))
+        if isinstance(error, MethodNotAllowed):
+            headers.append((b"allow", ", ".join(error.allow).encode()))
+        if isinstance(error, RateLimited):
+            headers += [(name.encode(), value.encode()) for name, value in error.headers]
+        if isinstance(error, InvalidApiKey):
+            headers.append((b"www-authenticate", b"Bearer"))
+        await self.reply(error.status, headers, error_body(error))
+
+    async def break_off(self, last: bytes) -> None:
+        """Ends a reply that can't be completed: sends `last` and closes the connection without the end of the body."""
+        self.http.write(last)
+        await self.http.cut(after_s=_BREAK_OFF_S)
+
+    def _check_type(self) -> None:
+        kind = self.header(b"content-type")
+        if kind is not None and kind != b"application/json" and not _JSON_TYPE.fullmatch(kind):
+            raise UnsupportedMediaType(
+                "The body's content-type is not JSON: send the header `content-type: application/json`, with UTF-8."
+            )
+        coding = self.header(b"content-encoding")
+        if coding is not None and coding.lower() != b"identity":
+            raise UnsupportedMediaType("The body has a content-encoding: send it without.")
+
+
+Handler = Callable[["RequestContext"], Awaitable[None]]
+
+__all__ = ["JSON", "ClientGone", "Handler", "Headers", "RequestContext"]
