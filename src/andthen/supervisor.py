@@ -26,9 +26,8 @@ from pathlib import Path
 import msgspec
 import structlog
 import uvloop
-from prometheus_client import CollectorRegistry
 
-from andthen import logs, metrics
+from andthen.observability import logs, metrics
 from andthen.books.hub import Hub
 from andthen.config import Config
 from andthen.engine import process as engine_process
@@ -199,8 +198,8 @@ class _Supervisor:
         self._run_dir = run_dir
         self._engine_socket = _bind_engine(run_dir / "engine")
         self._alone = config.server.workers == 1
-        metrics.join(run_dir, "worker-0" if self._alone else "supervisor")
-        self._deaths = metrics.SupervisorMetrics(CollectorRegistry()).deaths
+        self._metric_store = metrics.shared_store(run_dir, "worker-0" if self._alone else "supervisor")
+        self._metrics = metrics.SupervisorMetrics(self._metric_store)
         self._stop = asyncio.Event()
         self._exit_code = EXIT_STOPPED
         self._engine_answered = False
@@ -229,7 +228,9 @@ class _Supervisor:
         try:
             async with control:
                 if self._alone:
-                    await worker.serve(self._boot("worker-0", self._listening.detach()), self._stop, serving)
+                    await worker.serve(
+                        self._boot("worker-0", self._listening.detach()), self._stop, self._metric_store, serving
+                    )
                 else:
                     async with Hub(str(self._run_dir / "hub")):
                         await self._keep_workers(serving)
@@ -317,16 +318,16 @@ class _Supervisor:
         )
 
     def _engine_died(self, code: int) -> None:
-        self._deaths.labels("engine").inc()
-        metrics.forget(self._run_dir, engine_process.PLACE)
+        self._metrics.count_death("engine")
+        metrics.process_died(self._run_dir, engine_process.PLACE)
         if code == engine_process.EXIT_CANNOT_START and not self._engine_answered:
             self._exit_code = EXIT_ENGINE_CANNOT_START
             self._loop.call_soon_threadsafe(self._stop.set)
 
     def _worker_died(self, place: str) -> Callable[[int], None]:
         def died(_code: int) -> None:
-            self._deaths.labels("worker").inc()
-            metrics.forget(self._run_dir, place)
+            self._metrics.count_death("worker")
+            metrics.process_died(self._run_dir, place)
 
         return died
 

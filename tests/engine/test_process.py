@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Self
 from typing import Any
 
 import pytest
@@ -102,8 +103,40 @@ async def tokens_made(engine: EngineClient) -> int:
 
 
 async def everything(engine: EngineClient, request: CompletionRequest) -> list[Event]:
-    async with engine.submit("me", MODEL, request) as job:
-        return [event async for events in job for event in events]
+    events: list[Event] = []
+    await engine.job("me", MODEL, request).run(events.extend)
+    return events
+
+
+class Running:
+    """A job that runs in a task; leaving the block cancels it."""
+
+    def __init__(self, engine: EngineClient, request: CompletionRequest) -> None:
+        self.job = engine.job("me", MODEL, request)
+        self._came: asyncio.Queue[list[Event] | None] = asyncio.Queue()
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self.job.run(self._came.put_nowait))
+        self._task.add_done_callback(lambda _: self._came.put_nowait(None))
+        await asyncio.sleep(0)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def next(self) -> list[Event]:
+        """Raises what the job raised, once its events are over."""
+        events = await self._came.get()
+        if events is None:
+            await self._task
+        return events or []
+
+    async def rest(self) -> list[Event]:
+        await asyncio.wait([self._task])
+        events = [event for events in iter(self._came.get_nowait, None) if events for event in events]
+        await self._task
+        return events
 
 
 async def test_a_job_gives_its_events_in_order_and_then_its_usage(engine: EngineClient) -> None:
@@ -132,41 +165,45 @@ async def test_a_refusal_is_raised_as_it_was_meant(engine: EngineClient) -> None
 
 
 async def test_an_error_comes_after_the_events_before_it(engine: EngineClient) -> None:
-    texts: list[Event] = []
+    events: list[Event] = []
     with pytest.raises(AndthenError, match="the engine broke"):
-        async with engine.submit("me", MODEL, asked("break")) as job:
-            async for events in job:
-                texts += events
-    assert sum(isinstance(event, Text) for event in texts) == 2
+        await engine.job("me", MODEL, asked("break")).run(events.extend)
+    assert sum(isinstance(event, Text) for event in events) == 2
 
 
 @pytest.mark.parametrize("prompt", ["slow", "hold"])
-async def test_leaving_the_block_cancels_and_tells_what_was_made(engine: EngineClient, prompt: str) -> None:
-    async with engine.submit("me", MODEL, asked(prompt, max_tokens=1000)) as job:
+async def test_a_cancelled_job_ends_and_its_usage_is_known(engine: EngineClient, prompt: str) -> None:
+    async with Running(engine, asked(prompt, max_tokens=1000)) as running:
         if prompt == "slow":
-            await anext(job)
-            await anext(job)
+            await running.next()
+            await running.next()
         assert await jobs_open(engine) == 1
+    assert running.job.usage is not None
+    assert running.job.usage.completion_tokens < 1000
+    assert await jobs_open(engine) == 0
+
+
+async def test_a_receiver_that_fails_ends_the_job(engine: EngineClient) -> None:
+    def fail(events: list[Event]) -> None:
+        raise ValueError("the receiver broke")
+
+    job = engine.job("me", MODEL, asked("slow", max_tokens=1000))
+    with pytest.raises(ValueError, match="the receiver broke"):
+        await job.run(fail)
     assert job.usage is not None
     assert job.usage.completion_tokens < 1000
     assert await jobs_open(engine) == 0
 
 
-async def test_a_cancelled_wait_loses_nothing(engine: EngineClient) -> None:
-    async with engine.submit("me", MODEL, asked("late 0.2", max_tokens=2)) as job:
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.01):
-                await anext(job)
-        assert sum(len(events) for events in [events async for events in job]) == 5
-
-
-async def test_a_reader_that_does_not_read_pauses_its_job_and_then_gets_all(engine: EngineClient) -> None:
-    async with engine.submit("me", MODEL, asked("go", max_tokens=CREDIT_TOKENS + 500)) as job:
+async def test_a_paused_job_stops_at_its_credit_and_then_goes_on(engine: EngineClient) -> None:
+    async with Running(engine, asked("go", max_tokens=CREDIT_TOKENS + 500)) as running:
+        running.job.pause()
         while await tokens_made(engine) < CREDIT_TOKENS:
             await asyncio.sleep(0.01)
         await asyncio.sleep(0.1)
         assert await tokens_made(engine) == CREDIT_TOKENS
-        numbers = [event.text async for events in job for event in events if isinstance(event, Text)]
+        running.job.resume()
+        numbers = [event.text for event in await running.rest() if isinstance(event, Text)]
     assert numbers == [f" {number}" for number in range(1, CREDIT_TOKENS + 501)]
 
 
@@ -179,15 +216,14 @@ async def test_text_and_ids(engine: EngineClient) -> None:
 
 
 async def test_a_killed_engine_ends_its_jobs_and_the_next_one_serves(home: Home, engine: EngineClient) -> None:
-    async with engine.submit("me", MODEL, asked("slow", max_tokens=1000)) as job:
-        await anext(job)
+    async with Running(engine, asked("slow", max_tokens=1000)) as running:
+        await running.next()
         home.process.kill()
         home.process.wait()
         with pytest.raises(EngineRestarted):
-            async for _ in job:
-                pass
+            await running.rest()
     with pytest.raises(EngineRestarted) as refused:
-        engine.submit("me", MODEL, asked("go"))
+        await everything(engine, asked("go"))
     assert refused.value.retry_after_s == 1
     with pytest.raises(EngineRestarted):
         await engine.tokenize(MODEL, "a")
@@ -203,9 +239,12 @@ async def test_a_killed_engine_ends_its_jobs_and_the_next_one_serves(home: Home,
 async def test_a_worker_that_goes_away_takes_its_work_along(home: Home, engine: EngineClient) -> None:
     async with EngineClient(home.path) as other:
         await other.wait_ready()
-        other.submit("me", MODEL, asked("hold"))
-        other.submit("me", MODEL, asked("slow", max_tokens=1000))
-        assert await jobs_open(engine) == 2
+        tasks = [asyncio.create_task(everything(other, asked(prompt, max_tokens=1000))) for prompt in ("hold", "slow")]
+        while await jobs_open(engine) < 2:
+            await asyncio.sleep(0.01)
+    for task in tasks:
+        with pytest.raises(EngineRestarted):
+            await task
     while await jobs_open(engine):
         await asyncio.sleep(0.01)
 

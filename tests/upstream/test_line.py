@@ -34,6 +34,7 @@ from tests.upstream.vendor import (
     Sent,
     answer,
     begun,
+    pulled,
     catalog,
     choice,
     chunk,
@@ -124,7 +125,7 @@ async def test_a_caller_who_leaves_takes_every_call_along() -> None:
     own = msgspec.convert({"takes": {"n": False}}, type=Profile)
     async with vendor(endless) as one, catalog({"team/m": remote(one.port, over=own)}) as models:
         work = begun(models, n=3, stream=True, max_tokens=1000)
-        async with aclosing(work.events()) as batches:
+        async with aclosing(pulled(work)) as batches:
             async for _ in batches:
                 if len(one.sent) == 3:
                     break
@@ -185,7 +186,7 @@ async def test_calls_wait_for_a_caller_who_reads_slowly() -> None:
     async with (
         vendor(fast) as one,
         catalog({"team/m": remote(one.port, over=own)}) as models,
-        aclosing(begun(models, stream=True, n=2, max_tokens=999).events()) as batches,
+        aclosing(pulled(begun(models, stream=True, n=2, max_tokens=999))) as batches,
     ):
         await anext(batches)
         await asyncio.sleep(0.7)
@@ -280,7 +281,7 @@ async def test_a_stream_that_breaks_is_an_error_and_never_an_end(broken: str) ->
         work = begun(models, stream=True)
         texts = []
         with pytest.raises(UpstreamGarbled):
-            async with aclosing(work.events()) as batches:
+            async with aclosing(pulled(work)) as batches:
                 async for events in batches:
                     texts += [event.text for event in events if isinstance(event, Text)]
         assert texts == [" one"]
@@ -345,7 +346,7 @@ async def test_nobody_falls_back_on_what_cools_down_by_then() -> None:
         models.health(models.find("team/b")).failed(time.monotonic(), 30, models.upstream.settings)
         with pytest.raises(NoCapacity, match="Vendor"):
             await events_of(work)
-        assert work.deployment.model == "team/a"
+        assert work.answering.model == "team/a"
         assert not good.sent
 
 
@@ -374,9 +375,9 @@ async def test_a_request_that_needs_no_call_is_no_probe() -> None:
 async def test_a_probe_opens_the_way_for_others_as_soon_as_its_reply_begins() -> None:
     async with vendor(endless) as one, catalog({"team/m": remote(one.port)}) as models:
         models.health(models.find("team/m")).failed(time.monotonic() - 9, 9, models.upstream.settings)
-        async with aclosing(begun(models, stream=True, max_tokens=999).events()) as probing:
+        async with aclosing(pulled(begun(models, stream=True, max_tokens=999))) as probing:
             await anext(probing)
-            async with aclosing(begun(models, stream=True, max_tokens=999).events()) as other:
+            async with aclosing(pulled(begun(models, stream=True, max_tokens=999))) as other:
                 await anext(other)
         assert len(one.sent) == 2
 

@@ -12,13 +12,14 @@ from typing import Any
 
 from msgspec import Struct
 
-from andthen.catalog import Catalog
-from andthen.complete import Work, prepare
+from andthen.cli.upstream import events_of as pulled
 from andthen.contract.events import Event
 from andthen.contract.limits import Limits
 from andthen.contract.request import CompletionRequest, parse
 from andthen.contract.response import Completion, Head
-from andthen.transport import Transport
+from andthen.gateway.catalog import Catalog
+from andthen.gateway.execution import Execution
+from andthen.http.client import HttpClient
 from andthen.vendors.settings import Access, Remote, Share, Timeouts, Upstream, UpstreamSettings
 
 LIMITS = Limits(max_stops=16)
@@ -195,28 +196,30 @@ async def catalog(
     models: dict[str, Remote], routes: dict[str, tuple[Share, ...]] | None = None, **settings: Any
 ) -> AsyncIterator[Catalog]:
     upstream = Upstream(settings=UpstreamSettings(**settings), models=models, routes=routes or {})
-    async with Transport() as transport:
-        yield Catalog(dict, upstream, transport, LIMITS)
+    async with HttpClient() as client:
+        yield Catalog(dict, upstream, client, LIMITS)
 
 
 def asked(model: str = "team/m", **fields: object) -> CompletionRequest:
     return parse(json.dumps({"model": model, "prompt": "Hello", **fields}).encode(), LIMITS)
 
 
-def begun(models: Catalog, model: str = "team/m", **fields: object) -> Work:
-    return prepare("somebody", asked(model, **fields), models)
+def begun(models: Catalog, model: str = "team/m", **fields: object) -> Execution:
+    execution = Execution()
+    execution.route("somebody", asked(model, **fields), models)
+    return execution
 
 
-async def events_of(work: Work) -> list[Event]:
-    async with aclosing(work.events()) as batches:
-        return [event async for events in batches for event in events]
+async def events_of(execution: Execution) -> list[Event]:
+    events: list[Event] = []
+    await execution.execute(events.extend)
+    return events
 
 
 async def answer(models: Catalog, model: str = "team/m", **fields: object) -> dict[str, Any]:
     """The reply as a caller gets it."""
-    request = asked(model, **fields)
-    work = prepare("somebody", request, models)
-    folded = Completion(request)
-    for event in await events_of(work):
-        folded.feed([event])
-    return dict(json.loads(folded.body(Head("cmpl-1", 1, work.deployment.model, work.fingerprint))))
+    execution = begun(models, model, **fields)
+    folded = Completion(execution.asked)
+    folded.feed(await events_of(execution))
+    head = Head("cmpl-1", 1, execution.answering.model, execution.fingerprint)
+    return dict(json.loads(folded.body(head)))

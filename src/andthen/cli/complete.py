@@ -148,7 +148,7 @@ def _run(body: str, config: Config, *, as_json: bool) -> None:
     from andthen.cli.local import named, running
     from andthen.contract.request import parse
     from andthen.plan.plan import plan
-    from andthen.sources import abilities
+    from andthen.gateway.local import abilities
 
     request = parse(body.encode(), config.limits)
     if request.model not in config.engine.models:
@@ -166,13 +166,13 @@ def _run(body: str, config: Config, *, as_json: bool) -> None:
 
 
 def _run_upstream(request: CompletionRequest, config: Config, *, as_json: bool) -> None:
-    from andthen.cli.upstream import asking
+    from andthen.cli.upstream import executing
 
-    with asking(request, config) as (work, events):
+    with executing(request, config) as (execution, events):
         if as_json:
             first = next(events, None)  # settles who answers
             shown = events if first is None else itertools.chain([first], events)
-            _print_json(request, _head(work.deployment.model, work.fingerprint), shown)
+            _print_json(request, _head(execution.answering.model, execution.fingerprint), shown)
         else:
             _print_text(request, events)
 

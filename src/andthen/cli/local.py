@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import TypeVar
 
-from andthen import logs
+from andthen.observability import logs
 from andthen.config import Config
 from andthen.contract.errors import InternalError, by_code
 from andthen.contract.events import Event, Finished, Text, Usage

@@ -95,7 +95,7 @@ def _routes(config: Config) -> str:
 def _matrix(config: Config) -> str:
     """Tables one under another, each as wide as the terminal takes."""
     from andthen.cli.rows import described, row_of
-    from andthen.sources import abilities
+    from andthen.gateway.local import abilities
     from andthen.vendors.markdown import LEGEND, cells
     from andthen.vendors.rows import vendors
 
@@ -172,7 +172,7 @@ def _routes_of(name: str, shares: Sequence[Share]) -> str:
 def _facts_of_local(name: str, config: Config) -> tuple[dict[str, str], dict[str, Any]]:
     from andthen.cli.local import named
     from andthen.cli.rows import described
-    from andthen.sources import abilities
+    from andthen.gateway.local import abilities
 
     model = named(described(config), name)
     return {

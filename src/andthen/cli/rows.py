@@ -27,7 +27,7 @@ def described(config: Config) -> list[ModelInfo]:
 def row_of(name: str, config: Config) -> Abilities:
     """The row of a configured model. Raises `click.UsageError` where there is none."""
     from andthen.cli.local import named
-    from andthen.sources import abilities
+    from andthen.gateway.local import abilities
 
     if name in config.engine.models:
         return abilities(named(described(config), name), config.limits)
@@ -53,7 +53,7 @@ def _remedy(name: str) -> str:
 
 def every_row(config: Config) -> Iterator[Abilities]:
     """The rows of all models that lists show."""
-    from andthen.sources import abilities
+    from andthen.gateway.local import abilities
 
     for name in config.upstream.listed():
         yield row_of(name, config)

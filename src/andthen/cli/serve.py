@@ -60,7 +60,8 @@ def serve(
 
     config = read()
 
-    from andthen import logs, supervisor
+    from andthen import supervisor
+    from andthen.observability import logs
     from andthen.books.store import open_store
     from andthen.server.settings import FIRST_PORT
 

@@ -1,4 +1,4 @@
-"""Asking a vendor from a command that needs no server: the line of a request, in this process."""
+"""A completion by a vendor without a server: routed and executed in this process."""
 
 from __future__ import annotations
 
@@ -8,38 +8,70 @@ from contextlib import AsyncExitStack, aclosing, contextmanager
 
 import uvloop
 
-from andthen.catalog import Catalog
 from andthen.cli.rows import every_row
-from andthen.complete import Work, prepare
 from andthen.config import Config
 from andthen.contract.events import Event
 from andthen.contract.request import CompletionRequest
+from andthen.gateway.catalog import Catalog
+from andthen.gateway.execution import Execution
+from andthen.http.client import HttpClient
 from andthen.plan.abilities import Abilities
-from andthen.transport import Transport
 
 _OWNER = "terminal"
+_AHEAD = 16
+"""Batches of events that wait for a slow reader before the calls are paused."""
 
 
 class _Catalog(Catalog):
-    """Knows the local models' rows only for the remedy in a refusal: reading them takes a while."""
+    """Reads the local models' rows only to suggest a model in a refusal: that takes a while."""
 
-    def __init__(self, config: Config, transport: Transport) -> None:
-        super().__init__(dict, config.upstream, transport, config.limits)
+    def __init__(self, config: Config, client: HttpClient) -> None:
+        super().__init__(dict, config.upstream, client, config.limits)
         self._config = config
 
     def abilities(self) -> Iterator[Abilities]:
         yield from every_row(self._config)
 
 
+async def events_of(execution: Execution) -> AsyncGenerator[list[Event]]:
+    """Executes a routed request and yields its events as they come. Closing it cancels the work and waits until it has
+    ended. Raises what `Execution.execute` raises."""
+    queue: asyncio.Queue[list[Event] | None] = asyncio.Queue()
+
+    def receive(events: list[Event]) -> None:
+        queue.put_nowait(events)
+        if queue.qsize() >= _AHEAD:
+            execution.pause()
+
+    async def execute() -> None:
+        try:
+            await execution.execute(receive)
+        finally:
+            queue.put_nowait(None)
+
+    task = asyncio.create_task(execute())
+    try:
+        while (events := await queue.get()) is not None:
+            if queue.empty():
+                execution.resume()
+            yield events
+    finally:
+        if not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+    await task
+
+
 @contextmanager
-def asking(request: CompletionRequest, config: Config) -> Iterator[tuple[Work, Iterator[Event]]]:
-    """A request under way and its events; leaving the block ends its calls. Raises `AndthenError`, also while read."""
+def executing(request: CompletionRequest, config: Config) -> Iterator[tuple[Execution, Iterator[Event]]]:
+    """A request and its events; leaving the block ends its calls. Raises `AndthenError`, also while it is read."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         stack = AsyncExitStack()
         try:
-            transport = runner.run(stack.enter_async_context(Transport()))
-            work = prepare(_OWNER, request, _Catalog(config, transport))
-            yield work, _each(runner, runner.run(stack.enter_async_context(aclosing(work.events()))))
+            client = runner.run(stack.enter_async_context(HttpClient()))
+            execution = Execution()
+            execution.route(_OWNER, request, _Catalog(config, client))
+            yield execution, _each(runner, runner.run(stack.enter_async_context(aclosing(events_of(execution)))))
         finally:
             runner.run(stack.aclose())
 

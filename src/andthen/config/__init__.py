@@ -30,7 +30,7 @@ from andthen.config.upstream import upstream
 from andthen.config.values import PREFIX, ConfigError, checked, describe, near, setting_types, variable_name
 from andthen.contract.request import Limits
 from andthen.engine.settings import EngineSettings
-from andthen.logs import LogSettings
+from andthen.observability.logs import LogSettings
 from andthen.server.settings import ServerSettings
 from andthen.telemetry.settings import TelemetrySettings
 from andthen.vendors.settings import Upstream, UpstreamSettings

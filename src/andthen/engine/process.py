@@ -24,9 +24,9 @@ import msgspec
 import structlog
 import uvloop
 from msgspec import Struct
-from prometheus_client import CollectorRegistry
 
-from andthen import child, logs, metrics
+from andthen import child
+from andthen.observability import logs, metrics
 from andthen.engine.frames import decode_question
 from andthen.engine.messages import Answer, Question
 from andthen.engine.settings import ENVIRONMENT, EngineSettings
@@ -167,7 +167,7 @@ async def _serve(boot: Boot, make_engine: Callable[[EngineSettings, Emit], RunsJ
     thread = threading.Thread(target=work, name="engine", daemon=True)
     thread.start()
     child.on_told_to_stop(lambda: finish(0))
-    measuring = asyncio.create_task(_measure(engine))
+    measuring = asyncio.create_task(_measure(engine, Path(boot.run_dir)))
     listening = socket.socket(fileno=boot.listening_fd)
     listening.setblocking(False)
     # Never closed: closing would remove the socket's path, on which the next engine accepts.
@@ -179,8 +179,8 @@ async def _serve(boot: Boot, make_engine: Callable[[EngineSettings, Emit], RunsJ
     return code
 
 
-async def _measure(engine: RunsJobs) -> None:
-    measured = metrics.EngineMetrics(CollectorRegistry())
+async def _measure(engine: RunsJobs, run_dir: Path) -> None:
+    measured = metrics.EngineMetrics(metrics.shared_store(run_dir, PLACE))
     while True:
         measured.update(engine.stats())
         await asyncio.sleep(_STATS_INTERVAL_S)
@@ -192,7 +192,6 @@ def main(make_engine: Callable[[EngineSettings, Emit], RunsJobs] | None = None) 
         signal.signal(ignored, signal.SIG_IGN)
     boot = child.read_boot(Boot)
     logs.configure(boot.logs)
-    metrics.join(Path(boot.run_dir), PLACE)
     if make_engine is None:
         from andthen.engine.loop import Engine
 

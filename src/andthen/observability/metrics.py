@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
-from typing import NamedTuple
-
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-from prometheus_client.registry import Collector
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from andthen.observability.metric_store import Histogram, Key, Metric, MetricStore, Series, mark_dead, read_all
+
+if TYPE_CHECKING:
+    from prometheus_client import CollectorRegistry
+    from prometheus_client.core import Metric as PrometheusMetric
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -163,13 +163,13 @@ def exposition(store: MetricStore | Path) -> bytes:
     Args:
         store: one process's store, or the folder that the stores of all processes are in.
     """
+    from prometheus_client import CollectorRegistry, generate_latest  # most processes never print the page
+
     found = read_all(store, _BY_NAME) if isinstance(store, Path) else store.read(_BY_NAME)
-    registry = CollectorRegistry()
-    registry.register(_Sums(found))
-    return generate_latest(registry)
+    return generate_latest(cast(CollectorRegistry, _Sums(found)))  # of the registry it calls `collect` only
 
 
-class _Sums(Collector):
+class _Sums:
     """The series of several processes, added up."""
 
     def __init__(self, found: Iterable[tuple[Key, tuple[float, ...]]]) -> None:
@@ -177,21 +177,22 @@ class _Sums(Collector):
         for (name, labels), values in found:
             combine = min if _BY_NAME[name].over_processes == "min" else sum
             known = self._series[name].get(labels)
-            pairs = zip(known, values, strict=True) if known is not None else ()
-            self._series[name][labels] = tuple(map(combine, pairs)) if known is not None else values
+            if known is not None:
+                values = tuple(map(combine, zip(known, values, strict=True)))
+            self._series[name][labels] = values
 
-    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily]:
+    def collect(self) -> Iterator[PrometheusMetric]:
         for metric in METRICS:
             yield _family(metric, self._series[metric.name])
 
 
-def _family(
-    metric: Metric, series: Mapping[tuple[str, ...], tuple[float, ...]]
-) -> CounterMetricFamily | GaugeMetricFamily | HistogramMetricFamily:
+def _family(metric: Metric, series: Mapping[tuple[str, ...], tuple[float, ...]]) -> PrometheusMetric:
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+
     if metric.kind == "histogram":
         histogram = HistogramMetricFamily(metric.name, metric.text, labels=metric.labels)
+        bounds = [*map(str, metric.buckets_s), "+Inf"]
         for labels, (*counts, total) in sorted(series.items()):
-            bounds = [*map(str, metric.buckets_s), "+Inf"]
             histogram.add_metric(labels, [*zip(bounds, accumulate(counts), strict=True)], total)
         return histogram
     kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily

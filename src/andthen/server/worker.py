@@ -26,7 +26,8 @@ import uvloop
 from msgspec import Struct
 from prometheus_client import CollectorRegistry
 
-from andthen import child, logs, metrics
+from andthen import child
+from andthen.observability import logs, metrics
 from andthen.accounts import Accounts, CountTokens
 from andthen.books.hub import HubLimiter
 from andthen.books.limits import Limiter

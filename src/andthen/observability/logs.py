@@ -22,6 +22,17 @@ _PROCESSORS: list[Any] = []
 """Loggers keep this very list from their first line on, so a later change reaches them only within it."""
 
 
+class _Output(Struct):
+    """Where and how lines are written, since `configure` was called."""
+
+    stream: TextIO | None = None
+    is_json: bool = False
+    level: int = logging.CRITICAL + 1
+
+
+_OUTPUT = _Output()
+
+
 class LogSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What stderr gets."""
 
@@ -47,6 +58,7 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
             raise structlog.DropEvent
         return event
 
+    _OUTPUT.stream, _OUTPUT.is_json, _OUTPUT.level = out, not console, level
     stamped: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
@@ -83,6 +95,23 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
         library = logging.getLogger(name)
         library.handlers.clear()
         library.propagate = True
+
+
+def is_written(level: Literal["debug", "info"]) -> bool:
+    """Whether lines of this level are written."""
+    return _OUTPUT.level <= (logging.DEBUG if level == "debug" else logging.INFO)
+
+
+def writes_json() -> bool:
+    """Whether a line is a JSON object."""
+    return _OUTPUT.is_json
+
+
+def write(lines: str) -> None:
+    """Writes whole lines. Raises OSError."""
+    if _OUTPUT.stream is not None:
+        _OUTPUT.stream.write(lines)
+        _OUTPUT.stream.flush()
 
 
 class _Unfailing:
