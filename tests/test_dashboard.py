@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from andthen.metrics import ROWS, Row
+from andthen.observability.metrics import ROWS, Row
 
 DASHBOARD: dict[str, Any] = json.loads(
     (Path(__file__).parent.parent / "deploy" / "grafana" / "andthen.json").read_text()

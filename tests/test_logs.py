@@ -10,7 +10,7 @@ import sys
 
 SCRIPT = """
 import logging, sys, structlog
-from andthen.logs import LogSettings, configure
+from andthen.observability.logs import LogSettings, configure
 configure(LogSettings(level=sys.argv[1], format=sys.argv[2]))
 log = structlog.get_logger("andthen.test")
 log.debug("quiet")
@@ -27,7 +27,7 @@ except ValueError:
 
 AGAIN = """
 import structlog
-from andthen.logs import LogSettings, configure
+from andthen.observability.logs import LogSettings, configure
 log = structlog.get_logger("andthen.test")
 for level, style in (("info", "json"), ("debug", "console"), ("error", "json")):
     configure(LogSettings(level=level, format=style))

@@ -38,7 +38,7 @@ from andthen.engine.messages import (
 )
 from andthen.engine.settings import EngineSettings, ModelSettings
 from andthen.frames import FrameCutter, frame
-from andthen.logs import LogSettings
+from andthen.observability.logs import LogSettings
 
 MODEL = "local/count"
 COMMAND = (sys.executable, "-m", "tests.server.scripted_engine")

@@ -6,13 +6,15 @@ import json
 
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from andthen.contract.errors import UnsupportedParameter
 from andthen.contract.fields import completion_fields
 from andthen.contract.limits import Limits
 from andthen.contract.request import CompletionRequest, parse
-from andthen.plan.abilities import NATIVE, Abilities, Ability, local, refused
-from andthen.plan.plan import plan
+from andthen.plan.abilities import NATIVE, Abilities, Ability, Row, local, refused, remote
+from andthen.plan.plan import PlanCache, plan
 
 LIMITS = Limits()
 
@@ -193,3 +195,46 @@ def test_a_row_follows_the_limits() -> None:
         limits=Limits(max_stops=16, max_logprobs=20),
     ).parameters
     assert (wide["stop"].maximum, wide["logprobs"].maximum) == (16, 20)
+
+
+ROWS = [
+    row(),
+    row(deterministic=False),
+    row(takes={"seed": Ability("native", minimum=0, maximum=100), "top_p": Ability("native", minimum=0.1, maximum=1)}),
+    row(takes={"temperature": Ability("native", minimum=0, maximum=1), "user": refused("it has none")}),
+    row(takes={"stop": Ability("emulated", how="scanned", native_maximum=1), "n": Ability("emulated", how="fan-out")}),
+    row(takes={"max_tokens": Ability("native", minimum=0, maximum=64, native_minimum=1), "min_p": refused("no")}),
+    remote("team/m", Row(takes={"max_tokens": True, "logprobs": (0, 1)}, prompts=("text",)), LIMITS),
+]
+FIELDS: dict[str, st.SearchStrategy[object]] = {
+    "prompt": st.sampled_from(["a", "", ["a", "b"], ["a", ""], [1], [[1], [2]]]),
+    "n": st.integers(1, 3),
+    "best_of": st.integers(3, 4),
+    "echo": st.booleans(),
+    "logprobs": st.integers(0, 2),
+    "max_tokens": st.sampled_from([0, 1, 64, 65]),
+    "seed": st.sampled_from([-1, 0, 99, 100, 101]),
+    "stop": st.lists(st.sampled_from("xyz"), max_size=3),
+    "temperature": st.sampled_from([0, 0.5, 1, 1.5]),
+    "top_p": st.sampled_from([0, 0.05, 0.5, 1]),
+    "min_p": st.sampled_from([0, 0.5]),
+    "user": st.sampled_from(["", "u"]),
+    "stream": st.just(False),
+    "min_tokens": st.just(0),
+}
+
+
+@given(st.sampled_from(range(len(ROWS))), st.lists(st.fixed_dictionaries({}, optional=FIELDS), min_size=1, max_size=6))
+def test_a_cached_plan_is_the_plan(number: int, bodies: list[dict[str, object]]) -> None:
+    cache = PlanCache(ROWS[number], LIMITS)
+    for body in bodies:
+        request = asked(**body)
+        try:
+            made = plan(request, ROWS[number])
+        except UnsupportedParameter as refusal:
+            with pytest.raises(UnsupportedParameter) as caught:
+                cache.plan(request)
+            assert str(caught.value) == str(refusal)
+        else:
+            assert cache.plan(request) == made
+            assert cache.plan(request) is cache.plan(request)

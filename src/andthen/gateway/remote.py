@@ -16,8 +16,9 @@ import msgspec
 from andthen.contract.errors import AndthenError, RateLimited, UpstreamTimeout
 from andthen.contract.events import Event, Exchange, Usage
 from andthen.gateway.backend import BackendRequest, Receiver
-from andthen.http.client import HttpClient, Reply
-from andthen.plan.spread import Part, Spread
+from andthen.http.client import HttpClient, HttpExchange
+from andthen.plan.single_call import fan_out
+from andthen.plan.spread import Part
 from andthen.vendors.settings import Access, Remote, UpstreamSettings
 from andthen.wire.base import Call, Refusal, Target, Wire
 
@@ -62,9 +63,9 @@ class RemoteAttempt:
     def __init__(self, backend: RemoteBackend, request: BackendRequest) -> None:
         self._backend = backend
         self._request = request
-        self._fanout = Spread(request.request, request.plan)
+        self._fanout = fan_out(request.request, request.plan)
         self._receiver: Receiver
-        self._replies: list[Reply] = []
+        self._replies: list[HttpExchange] = []
         """Those that are being read."""
         self._paused = False
         self.began_s: float | None = None
@@ -139,7 +140,7 @@ class RemoteAttempt:
             tried += 1
             await asyncio.sleep(wait_s)
 
-    async def _exchange(self, part: Part, call: Call, target: Target, reply: Reply) -> None:
+    async def _exchange(self, part: Part, call: Call, target: Target, reply: HttpExchange) -> None:
         backend, fanout = self._backend, self._fanout
         async with reply:
             if reply.status != 200:
@@ -192,7 +193,7 @@ class RemoteAttempt:
             access = msgspec.structs.replace(access, timeouts=timeouts)
         return access
 
-    def _wait_s(self, part: Part, reply: Reply, error: AndthenError, tried: int) -> float | None:
+    def _wait_s(self, part: Part, reply: HttpExchange, error: AndthenError, tried: int) -> float | None:
         """Seconds until the call is repeated; None if it is not."""
         if not error.retryable or _may_be_billed(reply) or not self._fanout.untouched(part):
             return None
@@ -207,5 +208,5 @@ class RemoteAttempt:
         return wait_s
 
 
-def _may_be_billed(reply: Reply) -> bool:
+def _may_be_billed(reply: HttpExchange) -> bool:
     return reply.reached and reply.status in _MAY_BE_BILLED

@@ -206,12 +206,12 @@ class Spread:
         completion_tokens = 0
         prompt_tokens = self._prompt_tokens.get(part.number, 0)
         if not prompt_tokens:
-            prompt_tokens = sum(map(_estimated_tokens, part.request.prompts))
-            prompt_tokens += len(part.request.prompts) * _estimated_tokens(part.request.suffix or "")
+            prompt_tokens = sum(map(estimated_tokens, part.request.prompts))
+            prompt_tokens += len(part.request.prompts) * estimated_tokens(part.request.suffix or "")
             if any(isinstance(prompt, str) for prompt in part.request.prompts):
                 source = "estimated"
         for one in self._of(part):
-            completion_tokens += one.generated or _estimated_tokens(one.seen_bytes)
+            completion_tokens += one.generated or estimated_tokens(one.seen_bytes)
             if one.seen_bytes and not one.generated:
                 source = "estimated"
         return Usage(prompt_tokens, completion_tokens, source=source)
@@ -274,7 +274,7 @@ def _placed(tokens: tuple[Token, ...]) -> tuple[Token, ...]:
     return tuple(msgspec.structs.replace(token, offset=offsets.feed(written_bytes(token.text))) for token in tokens)
 
 
-def _estimated_tokens(prompt: Prompt | int) -> int:
+def estimated_tokens(prompt: Prompt | int) -> int:
     """Of a text or its size in bytes; ids are tokens themselves."""
     if isinstance(prompt, tuple):
         return len(prompt)
