@@ -6,10 +6,11 @@ written from it.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Iterable
+from typing import TYPE_CHECKING, Protocol
 
 from andthen.accounts import Account
 from andthen.books.keys import Key
@@ -27,13 +28,35 @@ from andthen.contract.errors import (
 from andthen.contract.response import error_body
 from andthen.gateway.backend import Deployment
 from andthen.gateway.execution import Execution
-from andthen.http.server import ClientGone, ServerRequest
+from andthen.http.request import ClientGone
 from andthen.telemetry.notes import Note
 
 if TYPE_CHECKING:
     from andthen.gateway.services import Services
 
 Headers = list[tuple[bytes, bytes]]
+
+
+class Client(Protocol):
+    """The client's side of a request: a `ServerRequest`, or what stands in for one."""
+
+    gone: bool
+    on_gone: Callable[[], object] | None
+    on_probe: Callable[[], object] | None
+    on_writable: Callable[[], object] | None
+
+    @property
+    def headers(self) -> Headers: ...
+    @property
+    def write_paused(self) -> bool: ...
+    def header(self, name: bytes) -> bytes | None: ...
+    async def body(self, limit: int) -> bytes: ...
+    def start(self, status: int, headers: Iterable[tuple[bytes, bytes]], *, length: int | None = None) -> None: ...
+    def write(self, data: bytes) -> None: ...
+    def end(self, data: bytes = b"") -> None: ...
+    async def drain(self) -> None: ...
+    def cut(self, last: bytes = b"") -> None: ...
+
 
 CLIENT_GONE_STATUS = 499
 """The client left before its reply was complete; in the ledger, the log and metrics only."""
@@ -79,7 +102,7 @@ class RequestContext(Execution):
         "status", "streams", "tokens",
     )  # fmt: skip
 
-    def __init__(self, http: ServerRequest, services: Services) -> None:
+    def __init__(self, http: Client, services: Services) -> None:
         super().__init__()
         self.http = http
         self.services = services
@@ -202,8 +225,10 @@ class RequestContext(Execution):
 
     async def break_off(self, last: bytes) -> None:
         """Ends a reply that can't be completed: sends `last` and closes the connection without the end of the body."""
-        self.http.write(last)
-        await self.http.cut(after_s=_BREAK_OFF_S)
+        if last:
+            self.http.write(last)
+        await asyncio.sleep(_BREAK_OFF_S)
+        self.http.cut()
 
     def _check_type(self) -> None:
         kind = self.header(b"content-type")

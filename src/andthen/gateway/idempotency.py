@@ -103,8 +103,10 @@ async def _play(ctx: RequestContext, pieces: AsyncIterator[Piece], *, replayed: 
     async for piece in pieces:
         if isinstance(piece, Start):
             headers = [header for header in piece.headers if not (replayed and header[0].startswith(_FIRST_REPLY_ONLY))]
+            lengths = [int(value) for name, value in headers if name == b"content-length"]
+            headers = [header for header in headers if header[0] != b"content-length"]
             ctx.streams = (b"content-type", b"text/event-stream") in headers
-            ctx.start(piece.status, [*headers, _REPLAYED] if replayed else headers)
+            ctx.start(piece.status, [*headers, _REPLAYED] if replayed else headers, length=next(iter(lengths), None))
         elif isinstance(piece, Data):
             if piece.last:
                 if replayed:
@@ -127,6 +129,7 @@ class _RecordedRequest:
     body_complete = True
     on_gone: Callable[[], object] | None = None
     on_writable: Callable[[], object] | None = None
+    on_probe: Callable[[], object] | None = None
 
     def __init__(self, ctx: RequestContext, body: bytes, recording: Recording) -> None:
         self._client = ctx.http
@@ -181,6 +184,8 @@ class _RecordedRequest:
         ctx.deployment = inner.deployment
 
     def start(self, status: int, headers: Iterable[tuple[bytes, bytes]], *, length: int | None = None) -> None:
+        if length is not None:
+            headers = [*headers, (b"content-length", b"%d" % length)]
         self._recording.add(Start(status, [header for header in headers if header[0] != b"x-request-id"]))
 
     def write(self, data: bytes) -> None:
@@ -193,7 +198,7 @@ class _RecordedRequest:
     async def drain(self) -> None:
         """A recording takes everything."""
 
-    async def cut(self, after_s: float = 0.0) -> None:
+    def cut(self, last: bytes = b"") -> None:
         """The reply ends where it is."""
 
 

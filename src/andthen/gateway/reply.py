@@ -13,7 +13,7 @@ from andthen.contract.events import Event, Text
 from andthen.contract.response import COMMENT, DONE, Completion, Head, Stream
 from andthen.gateway.backend import Receiver
 from andthen.gateway.context import JSON, Headers, RequestContext
-from andthen.metrics import Histogram
+from andthen.observability.metric_store import Histogram
 
 _FAIL_ON_DONE = (b"SGPClient/", b"AsyncSGPClient/")
 """How the User-Agent of clients begins that take `[DONE]` for a broken chunk (run, scale-gp 0.1.0a62 and
@@ -109,6 +109,7 @@ class StreamReply(Reply):
         self._written_at_s = time.monotonic()
         self._deadline = ctx.services.deadlines.add(self._written_at_s + settings.stream_open_after_s, self._on_silence)
         ctx.http.on_writable = ctx.resume
+        ctx.http.on_probe = self._comment
 
     def on_events(self, events: list[Event]) -> None:
         encoder, ctx = self._encoder, self._ctx
@@ -146,11 +147,14 @@ class StreamReply(Reply):
         if ctx.status is None or now_s >= due_s:
             if ctx.status is None:
                 self._open()
-            if not ctx.http.write_paused:  # a client that is behind misses nothing
-                ctx.http.write(COMMENT)
+            self._comment()
             self._written_at_s = now_s
             due_s = now_s + self._silence_s
         self._deadline = ctx.services.deadlines.add(due_s, self._on_silence)
+
+    def _comment(self) -> None:
+        if not self._ctx.http.write_paused:  # a client that is behind misses nothing
+            self._ctx.http.write(COMMENT)
 
     def _wants_done(self) -> bool:
         done_frame = self._ctx.services.settings.done_frame

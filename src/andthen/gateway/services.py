@@ -19,7 +19,8 @@ from andthen.engine.client import EngineClient
 from andthen.gateway.catalog import Catalog
 from andthen.gateway.response_cache import Cache
 from andthen.http.deadlines import DeadlineQueue
-from andthen.metrics import ServerMetrics
+from andthen.observability.access_log import AccessLog
+from andthen.observability.metrics import ServerMetrics
 from andthen.server.settings import ServerSettings
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class Services:
     replies: KeptReplies
     metrics: ServerMetrics
     deadlines: DeadlineQueue
+    access_log: AccessLog
     telemetry: Telemetry | None
     """None where none is wanted."""
     started_at: int
