@@ -9,7 +9,8 @@ import structlog
 
 from andthen.contract.errors import AndthenError, InternalError, ShuttingDown
 from andthen.contract.response import error_frame
-from andthen.server.http import ClientGone, Exchange
+from andthen.http.request import ClientGone
+from andthen.server.http import Exchange
 from andthen.server.services import Services
 
 _LOG = structlog.get_logger("andthen.server")
@@ -24,7 +25,7 @@ async def answer(services: Services, exchange: Exchange, handle: Callable[[Excha
     except AndthenError as told:
         error = told
     except asyncio.CancelledError:
-        if exchange.link.gone:
+        if exchange.request.gone:
             raise ClientGone from None
         if not services.stopping:
             raise

@@ -13,7 +13,8 @@ from andthen.complete import Work
 from andthen.contract.errors import AndthenError, InternalError, ShuttingDown
 from andthen.contract.events import Event
 from andthen.contract.request import CompletionRequest
-from andthen.server.http import ClientGone, Exchange
+from andthen.http.request import ClientGone
+from andthen.server.http import Exchange
 from andthen.server.services import Services
 
 CALLER_LEFT = 499

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
-from typing import Any
 
 import msgspec
 
@@ -20,14 +19,14 @@ from andthen.contract.request import CompletionRequest, parse
 from andthen.server.access import sent_secret
 from andthen.server.answering import answer
 from andthen.server.booking import Booking
-from andthen.server.http import Exchange, Headers, Message
-from andthen.server.protocol import SCOPE_KEY
+from andthen.server.http import Exchange, Headers, Request
 from andthen.server.services import Services
 
 HEADER = "Idempotency-Key"
 _MOST_CHARACTERS = 255
 _OF_THE_FIRST = (b"x-ratelimit-", b"x-andthen-cache", b"age", b"server-timing")
 """How the headers begin that tell of the first request alone."""
+_LENGTH = b"content-length"
 _REPLAYED = (b"idempotent-replayed", b"true")
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -57,8 +56,8 @@ async def complete_once(services: Services, exchange: Exchange, key: str, run: R
         await booking.settle(error)
         raise
     if recording is not None:
-        made = _Made(recording)
-        inner = made.exchange(exchange, body, services)
+        made = _Made(recording, exchange.request, body)
+        inner = made.exchange(exchange, services)
         services.detach(made.run(services, inner, run))
         try:
             await _play(exchange, recording.follow(), replayed=False)
@@ -130,7 +129,9 @@ async def _play(
         if isinstance(piece, Start):
             headers = [header for header in piece.headers if not (replayed and header[0].startswith(_OF_THE_FIRST))]
             exchange.streams = (b"content-type", b"text/event-stream") in headers
-            await exchange.start(piece.status, [*headers, _REPLAYED] if replayed else headers)
+            length = next((int(value) for name, value in headers if name == _LENGTH), None)
+            headers = [header for header in headers if header[0] != _LENGTH]
+            await exchange.start(piece.status, [*headers, _REPLAYED] if replayed else headers, length=length)
         elif isinstance(piece, Data):
             if piece.last:
                 await before_end()
@@ -141,31 +142,29 @@ async def _play(
 
 
 class _Made:
-    """A reply in the making: to the work, the connection that it writes to."""
+    """A reply in the making: to the work, the request that it answers."""
 
     gone = False
     write_paused = False
-    body_is_here = True
+    body_complete = True
     on_gone: Callable[[], object] | None = None
+    on_probe: Callable[[], object] | None = None
 
-    def __init__(self, recording: Recording) -> None:
+    def __init__(self, recording: Recording, asked: Request, body: bytes) -> None:
+        self.method, self.path, self.query = asked.method, asked.path, asked.query
+        self.headers, self.address, self.header = asked.headers, asked.address, asked.header
+        self.length = len(body)
+        self._body = body
         self.is_told = True
         """What was used is counted with the request that asked first: that is there still, or knew it when it left."""
         self._recording = recording
         self._last: list[Start | Data] = []
         self._is_whole = False
 
-    def exchange(self, asked: Exchange, body: bytes, services: Services) -> Exchange:
+    def exchange(self, asked: Exchange, services: Services) -> Exchange:
         """The same request, answered here."""
 
-        async def receive() -> Message:
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        scope: dict[str, Any] = {
-            SCOPE_KEY: self, "method": asked.method, "path": asked.path, "query_string": asked.query,
-            "headers": asked.headers, "client": (asked.address, 0),
-        }  # fmt: skip
-        made = Exchange(scope, receive, self._put, services.settings)
+        made = Exchange(self, services.settings)
         made.id, made.route, made.key, made.account = asked.id, asked.route, asked.key, asked.account
         made.started_s = asked.started_s
         return made
@@ -193,20 +192,28 @@ class _Made:
             if not self.is_told and exchange.model is not None and exchange.usage is not None:
                 services.metrics.model(exchange.model).count_tokens(exchange.usage)
 
-    async def _put(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            headers: Headers = [header for header in message["headers"] if header[0] != b"x-request-id"]
-            self._recording.add(Start(message["status"], headers))
-        elif message["more_body"]:
-            if message["body"]:
-                self._recording.add(Data(message["body"]))
-        else:
-            self._last, self._is_whole = [Data(message["body"], last=True)], True
+    async def body(self, limit: int) -> bytes:  # noqa: ARG002
+        """It was read, and checked, when it was asked for."""
+        return self._body
+
+    def start(self, status: int, headers: Headers, *, length: int | None = None) -> None:
+        kept = [header for header in headers if header[0] != b"x-request-id"]
+        if length is not None:
+            kept.append((_LENGTH, b"%d" % length))
+        self._recording.add(Start(status, kept))
+
+    def write(self, data: bytes) -> None:
+        if data:
+            self._recording.add(Data(data))
+
+    def end(self, data: bytes = b"") -> None:
+        self._last, self._is_whole = [Data(data, last=True)], True
+
+    async def drain(self) -> None:
+        """Nobody is waited for."""
 
     def cut(self) -> None:
         """The reply ends where it is."""
-
-    abort = cut
 
 
 def _normal(body: bytes) -> bytes:
