@@ -16,7 +16,7 @@ log = structlog.get_logger("andthen.test")
 log.debug("quiet")
 with structlog.contextvars.bound_contextvars(request_id="cmpl-1"):
     log.info("said", name="a\\nb\\x1b[31m", count=2)
-    logging.getLogger("uvicorn.error").warning("of %s\\n", "uvicorn")
+    logging.getLogger("aiohttp.client").warning("of %s\\n", "aiohttp")
 try:
     secret = "at-" + "secret"
     raise ValueError("wrong")
@@ -48,7 +48,7 @@ def test_an_event_is_one_json_object_a_line() -> None:
     said, library, failed = map(json.loads, run("info", "auto"))
     assert said.pop("at").endswith("Z")
     assert said == {"event": "said", "level": "info", "name": "a\nb\x1b[31m", "count": 2, "request_id": "cmpl-1"}
-    assert (library["event"], library["level"], library["request_id"]) == ("of uvicorn\n", "warning", "cmpl-1")
+    assert (library["event"], library["level"], library["request_id"]) == ("of aiohttp\n", "warning", "cmpl-1")
     assert (failed["event"], failed["level"]) == ("failed", "error")
     assert "ValueError: wrong" in failed["exception"]
 
@@ -75,7 +75,7 @@ def test_a_value_cannot_break_a_line_for_eyes() -> None:
     said, library = lines[:2]
     assert r"a\nb\x1b[31m" in said
     assert "request_id=cmpl-1" in said
-    assert r"of uvicorn\n" in library
+    assert r"of aiohttp\n" in library
     assert "\x1b" not in "".join(lines)
 
 

@@ -71,7 +71,7 @@ def test_help_costs_little(tmp_path: Path) -> None:
     code = "import sys; sys.argv[1:] = ['--help']\nimport atexit, runpy\n"
     code += "atexit.register(lambda: print(*sys.modules, file=sys.stderr)); runpy.run_module('andthen')"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    heavy = {"numpy", "sqlalchemy", "alembic", "uvicorn", "uvloop", "structlog", "huggingface_hub", "asyncio"}
+    heavy = {"numpy", "sqlalchemy", "alembic", "aiohttp", "uvloop", "structlog", "huggingface_hub", "asyncio"}
     assert heavy & set(done.stderr.split()) == set()
     began = time.process_time()
     children = os.times().children_user

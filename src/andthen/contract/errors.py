@@ -19,7 +19,8 @@ AndthenError
 │   ├── UnsupportedMediaType        415  … / unsupported_media_type
 │   ├── RateLimited                 429  rate_limit_error / rate_limit_exceeded, to be retried
 │   ├── BudgetExceeded              429  budget_error / budget_exceeded, to be retried while requests under way hold it
-│   └── HeadersTooLarge             431  … / headers_too_large
+│   ├── HeadersTooLarge             431  … / headers_too_large
+│   └── HttpVersionNotSupported     505  … / http_version_not_supported
 ├── UpstreamError                   a vendor's, or the way to it
 │   ├── UpstreamRefused             502  upstream_error / upstream_refused, not to be retried
 │   ├── UpstreamUnauthenticated     502  … / upstream_unauthenticated, not to be retried
@@ -189,6 +190,13 @@ class HeadersTooLarge(CallerError):
 
     status = 431
     code = "headers_too_large"
+
+
+class HttpVersionNotSupported(CallerError):
+    """The request is in another version than HTTP/1.1 or HTTP/1.0."""
+
+    status = 505
+    code = "http_version_not_supported"
 
 
 class RateLimited(CallerError):

@@ -15,9 +15,6 @@ from typing import Any, Literal, TextIO, cast
 
 from msgspec import Struct
 
-LIBRARIES = ("uvicorn", "uvicorn.error", "uvicorn.access")
-"""Loggers that libraries equip with handlers of their own."""
-
 _PROCESSORS: list[Any] = []
 """Loggers keep this very list from their first line on, so a later change reaches them only within it."""
 
@@ -91,10 +88,6 @@ def configure(settings: LogSettings, stream: TextIO | None = None) -> None:
     logging.root.handlers[:] = [handler]
     logging.root.setLevel(level)
     logging.getLogger("alembic").setLevel(max(level, logging.WARNING))  # its every step is of no interest
-    for name in LIBRARIES:
-        library = logging.getLogger(name)
-        library.handlers.clear()
-        library.propagate = True
 
 
 def is_written(level: Literal["debug", "info"]) -> bool:

@@ -1,4 +1,4 @@
-"""The ASGI application: from a request's headers to its handler, and what is told of it afterwards.
+"""The application: from a request's headers to its handler, and what is told of it afterwards.
 
 The order of checks is the contract's: 404 and 405, then 401, then 403 for a key that has no business here, then the
 handlers' 413, 415, 400 and so on.
@@ -15,12 +15,13 @@ from typing import Any
 import structlog
 
 from andthen.contract.errors import InvalidApiKey
+from andthen.http.request import ClientGone, ServerRequest
 from andthen.metrics import TOKEN_KINDS
 from andthen.server import cors
 from andthen.server.access import check_address, check_kind, sent_secret
 from andthen.server.answering import answer, shutting_down
 from andthen.server.health import asked_here, check_metrics_key, is_loopback
-from andthen.server.http import ClientGone, Exchange, Receive, Send
+from andthen.server.http import Exchange
 from andthen.server.noting import ending
 from andthen.server.routes import Access, Route, Routes, check_method
 from andthen.server.services import Services
@@ -62,9 +63,9 @@ class App:
         while detached := self._services.phase.detached:
             await asyncio.wait(detached)
 
-    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    async def __call__(self, request: ServerRequest) -> None:
         """One request."""
-        exchange = Exchange(scope, receive, send, self._services.settings)
+        exchange = Exchange(request, self._services.settings)
         try:
             await answer(self._services, exchange, self._handle)
         except ClientGone:
@@ -89,14 +90,14 @@ class App:
             raise shutting_down()
         self._running.add(task)
         self._services.metrics.open_requests.inc()
-        exchange.link.on_gone = task.cancel
+        exchange.request.on_gone = task.cancel
         try:
-            if exchange.link.gone:
+            if exchange.request.gone:
                 raise ClientGone
             await self._check_access(route, exchange)
             await route.handler_of(exchange.method)(self._services, exchange)
         finally:
-            exchange.link.on_gone = None
+            exchange.request.on_gone = None
             self._running.discard(task)
             self._services.metrics.open_requests.dec()
 

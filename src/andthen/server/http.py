@@ -1,4 +1,4 @@
-"""One HTTP request and the way back to who asked, over ASGI. Knows no route and no model.
+"""What this server knows of one request, and its reply in the contract's form. Knows no route and no model.
 
 Work ends when the client goes away: the request's task is cancelled, wherever it waits, and what it had begun is ended
 on the way out.
@@ -9,29 +9,24 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Protocol
 
 from andthen.books.keys import Key
 from andthen.contract.errors import (
     AndthenError,
     InvalidApiKey,
     MethodNotAllowed,
-    PayloadTooLarge,
     RateLimited,
-    RequestTimeout,
     UnsupportedMediaType,
 )
 from andthen.contract.response import error_body
-from andthen.server.protocol import SCOPE_KEY, Link
+from andthen.http.request import too_large
 from andthen.server.settings import ServerSettings
 from andthen.telemetry.notes import Note
 
 Headers = list[tuple[bytes, bytes]]
-Message = dict[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
 
 JSON: Headers = [(b"content-type", b"application/json")]
 
@@ -46,16 +41,39 @@ _JSON_TYPE = re.compile(
 )
 
 
-class ClientGone(Exception):
-    """The client went away, or takes nothing of its reply: there is nobody left to tell anything."""
+class Request(Protocol):
+    """A request and the way back to its client: `andthen.http.request.ServerRequest`, or what stands in for one."""
+
+    method: str
+    path: str
+    """Decoded. What the caller wrote: never a label, never in the log."""
+    query: bytes
+    headers: Headers
+    length: int
+    """Of the body in bytes, or `andthen.http.request_parser.CHUNKED`, which is negative."""
+    address: str
+    """The IP address at the other end of the connection: a proxy's, where there is one in between."""
+    gone: bool
+    on_gone: Callable[[], object] | None
+    on_probe: Callable[[], object] | None
+
+    @property
+    def body_complete(self) -> bool: ...
+    @property
+    def write_paused(self) -> bool: ...
+    def header(self, name: bytes) -> bytes | None: ...
+    async def body(self, limit: int) -> bytes: ...
+    def start(self, status: int, headers: Headers, *, length: int | None = None) -> None: ...
+    def write(self, data: bytes) -> None: ...
+    def end(self, data: bytes = b"") -> None: ...
+    async def drain(self) -> None: ...
+    def cut(self) -> None: ...
 
 
 class Exchange:
     """A request, and how far its answer is."""
 
     __slots__ = (
-        "_receive",
-        "_send",
         "_settings",
         "account",
         "address",
@@ -65,13 +83,13 @@ class Exchange:
         "headers",
         "id",
         "key",
-        "link",
         "method",
         "model",
         "note",
         "path",
         "query",
         "reply_headers",
+        "request",
         "route",
         "source_s",
         "started_s",
@@ -80,16 +98,14 @@ class Exchange:
         "usage",
     )
 
-    def __init__(self, scope: dict[str, Any], receive: Receive, send: Send, settings: ServerSettings) -> None:
-        self._receive = receive
-        self._send = send
+    def __init__(self, request: Request, settings: ServerSettings) -> None:
+        self.request = request
         self._settings = settings
-        self.link: Link = scope[SCOPE_KEY]
-        self.method: str = scope["method"]
-        self.path: str = scope["path"]
-        """Decoded. What the caller wrote: never a label, never in the log."""
-        self.query: bytes = scope["query_string"]
-        self.headers: Headers = scope["headers"]
+        self.method = request.method
+        self.path = request.path
+        self.query = request.query
+        self.headers = request.headers
+        self.address = request.address
         self.started_s = time.monotonic()
         self.client_s = 0.0
         """How long the client was waited for."""
@@ -100,8 +116,6 @@ class Exchange:
         """The name of the route."""
         self.chatty = False
         """The log tells of it only at the debug level."""
-        self.address: str = (scope.get("client") or ("",))[0]
-        """The IP address at the other end of the connection: a proxy's, where there is one in between."""
         self.key: Key | None = None
         """Known to be in force."""
         self.account: str | None = None
@@ -126,10 +140,7 @@ class Exchange:
 
     def header(self, name: bytes) -> bytes | None:
         """The first header of this name, which is given in lower case."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return None
+        return self.request.header(name)
 
     async def body(self, *, most: int | None = None) -> bytes:
         """The whole body, as JSON as far as its headers tell.
@@ -141,33 +152,38 @@ class Exchange:
             PayloadTooLarge, UnsupportedMediaType, RequestTimeout, ClientGone
         """
         bound = min(self._settings.body_bytes, most or self._settings.body_bytes)
-        length = self.header(b"content-length")
-        if length is not None and int(length) > bound:
-            raise _too_large(bound)
+        if self.request.length > bound:
+            raise too_large(bound)
         self._check_type()
-        message = await self._part()
-        joined = bytearray(message["body"])
-        while message["more_body"] and len(joined) <= bound:
-            message = await self._part()
-            joined += message["body"]
-        if len(joined) > bound:
-            raise _too_large(bound)
-        return bytes(joined)
+        if self.request.body_complete:
+            return await self.request.body(bound)
+        with self._waiting():
+            return await self.request.body(bound)
 
     async def reply(self, status: int, headers: Headers, body: bytes) -> None:
         """The whole answer. A large body goes out in slices, as fast as the client takes them."""
-        await self.start(status, [*headers, (b"content-length", b"%d" % len(body))])
-        for start in range(0, len(body) or 1, _SLICE_BYTES):
-            end = start + _SLICE_BYTES
-            await self.write(body[start:end], more=end < len(body))
+        self._start(status, headers, len(body))
+        if len(body) <= _SLICE_BYTES:
+            self.request.end(body)
+            return
+        for start in range(0, len(body), _SLICE_BYTES):
+            await self.write(body[start : start + _SLICE_BYTES])
+        self.request.end()
 
-    async def start(self, status: int, headers: Headers) -> None:
-        """The status line and the headers."""
+    async def start(self, status: int, headers: Headers, *, length: int | None = None) -> None:
+        """The status line and the headers.
+
+        Args:
+            length: of the body in bytes, where it is known.
+        """
+        self._start(status, headers, length)
+
+    def _start(self, status: int, headers: Headers, length: int | None) -> None:
         self.status = status
         if not any(name == b"cache-control" for name, _ in headers):
             headers = [*headers, _UNSTORED]
         headers = [*headers, *self.reply_headers, (b"x-request-id", self.id.encode())]
-        await self._put({"type": "http.response.start", "status": status, "headers": headers})
+        self.request.start(status, headers, length=length)
 
     async def write(self, body: bytes, *, more: bool = True) -> None:
         """A part of the body. Waits while the client is behind.
@@ -175,7 +191,13 @@ class Exchange:
         Raises:
             ClientGone: it took nothing for `write_stall_s`.
         """
-        await self._put({"type": "http.response.body", "body": body, "more_body": more})
+        if self.request.write_paused:
+            with self._waiting():
+                await self.request.drain()
+        if more:
+            self.request.write(body)
+        else:
+            self.request.end(body)
 
     async def fail(self, error: AndthenError) -> None:
         """Answers with an error. Only before anything else was."""
@@ -195,19 +217,7 @@ class Exchange:
         mark of a complete reply."""
         await self.write(last)
         await asyncio.sleep(_LAST_WORD_S)
-        self.link.cut()
-
-    async def _put(self, message: Message) -> None:
-        if not self.link.write_paused:
-            await self._send(message)
-            return
-        try:
-            with self._waiting():
-                async with asyncio.timeout(self._settings.write_stall_s):
-                    await self._send(message)
-        except TimeoutError:
-            self.link.abort()
-            raise ClientGone from None
+        self.request.cut()
 
     @contextmanager
     def _waiting(self) -> Iterator[None]:
@@ -218,21 +228,6 @@ class Exchange:
         finally:
             self.client_s += time.monotonic() - began_s
 
-    async def _part(self) -> Message:
-        if self.link.body_is_here:
-            message = await self._receive()
-        else:
-            stall_s = self._settings.body_stall_s
-            try:
-                with self._waiting():
-                    async with asyncio.timeout(stall_s):
-                        message = await self._receive()
-            except TimeoutError:
-                raise RequestTimeout(f"The request's body paused for {stall_s:g} s: send it in one go.") from None
-        if message["type"] == "http.disconnect":
-            raise ClientGone
-        return message
-
     def _check_type(self) -> None:
         kind = self.header(b"content-type")
         if kind is not None and not _JSON_TYPE.fullmatch(kind):
@@ -242,7 +237,3 @@ class Exchange:
         coding = self.header(b"content-encoding")
         if coding is not None and coding.lower() != b"identity":
             raise UnsupportedMediaType("The body has a content-encoding: send it as it is.")
-
-
-def _too_large(bound: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"The body is larger than {bound} bytes: send less, or raise `server.body_bytes`.")

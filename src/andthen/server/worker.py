@@ -8,20 +8,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-import math
 import resource
 import secrets
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 import structlog
-import uvicorn
 import uvloop
 from msgspec import Struct
 from prometheus_client import CollectorRegistry
@@ -46,8 +44,8 @@ from andthen.cache.settings import CacheSettings
 from andthen.catalog import Catalog
 from andthen.contract.limits import Limits
 from andthen.engine.client import EngineClient
+from andthen.http.server import HttpServer
 from andthen.server.app import App
-from andthen.server.protocol import protocol_class
 from andthen.server.recall import Cache, Outcome
 from andthen.server.renewal import Offers
 from andthen.server.routes import Routes
@@ -66,7 +64,7 @@ COMMAND = (sys.executable, "-m", "andthen.server.worker")
 _ENGINE_WAIT_S = 20.0
 """How long a new worker leaves connections waiting for the engine's first answer, before it refuses them."""
 _LAST_GRACE_S = 5
-"""What uvicorn may take after the drain's bound, when every request has been ended by an error."""
+"""What replies may take after the drain's bound, when every request has been ended by an error."""
 
 _LOG = structlog.get_logger("andthen.server")
 
@@ -234,21 +232,8 @@ class _Front:
     def __init__(self, services: Callable[[LiveSettings], Services], live: LiveSettings) -> None:
         self._make_services = services
         self._services = services(live)
-        self._protocol = protocol_class(live.server)
         self.app = App(self._services)
-        self.http = uvicorn.Config(
-            self.app,
-            http=self._protocol,
-            ws="none",
-            lifespan="off",
-            interface="asgi3",
-            log_config=None,
-            log_level="error",
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-        )
-        self._set_times(live.server)
+        self.http = HttpServer(self.app, live.server)
 
     @property
     def drain_s(self) -> float:
@@ -263,53 +248,31 @@ class _Front:
         def take() -> None:
             services.catalog.keep_health(self._services.catalog)
             self._services = services
-            self._protocol.settings = live.server
-            self._set_times(live.server)
+            self.http.settings = live.server
             self.app.renew(services, routes)
             logs.configure(live.logs)
 
         return take
 
-    def _set_times(self, settings: ServerSettings) -> None:
-        self.http.timeout_keep_alive = settings.keep_alive_s
-        self.http.timeout_graceful_shutdown = math.ceil(settings.drain_s) + _LAST_GRACE_S
-
-
-class _Server(uvicorn.Server):
-    """uvicorn's, but for the signals: those are the supervisor's."""
-
-    def __init__(self, config: uvicorn.Config, on_started: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._on_started = on_started
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._on_started()
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
 
 async def _serve_http(boot: WorkerBoot, front: _Front, stop: asyncio.Event, on_serving: Callable[[], None]) -> None:
-    def on_started() -> None:
-        gc.collect()
-        gc.freeze()  # what was made at the start stays: no collection need look at it again
-        _LOG.info("serving", place=boot.place)
-        on_serving()
-
-    server = _Server(front.http, on_started)
-    serving = asyncio.create_task(server.serve(sockets=[socket.socket(fileno=boot.listening_fd)]))
-    stopping = asyncio.create_task(stop.wait())
-    await asyncio.wait([serving, stopping], return_when=asyncio.FIRST_COMPLETED)
-    server.should_exit = True
-    bound = asyncio.get_running_loop().call_later(front.drain_s, front.app.stop)
+    loop = asyncio.get_running_loop()
+    front.http.listen(socket.socket(fileno=boot.listening_fd))
+    gc.collect()
+    gc.freeze()  # what was made at the start stays: no collection need look at it again
+    _LOG.info("serving", place=boot.place)
+    on_serving()
+    await stop.wait()
+    bounds = [
+        loop.call_later(front.drain_s, front.app.stop),
+        loop.call_later(front.drain_s + _LAST_GRACE_S, front.http.abort),
+    ]
     try:
-        await serving
+        await front.http.drain()
         await front.app.finish()
     finally:
-        bound.cancel()
-        stopping.cancel()
+        for bound in bounds:
+            bound.cancel()
 
 
 def raise_open_files() -> None:
