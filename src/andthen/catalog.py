@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from andthen.contract.errors import EngineRestarted, ModelNotFound
 from andthen.contract.limits import Limits
 from andthen.contract.names import parse_name
+from andthen.http.client import HttpClient
 from andthen.plan.abilities import Abilities
 from andthen.remote import RemoteSource
 from andthen.routing import Health, ordered
 from andthen.sources import Deployment
-from andthen.transport import Transport
 from andthen.vendors.settings import Remote, Upstream
 
 _KEPT = 4096
@@ -32,12 +32,12 @@ class Catalog:
         self,
         local: Callable[[], Mapping[str, Deployment]],
         upstream: Upstream,
-        transport: Transport,
+        client: HttpClient,
         limits: Limits,
     ) -> None:
         self._local = local
         self.upstream = upstream
-        self._transport = transport
+        self._client = client
         self._limits = limits
         shared = (share.model for shares in upstream.routes.values() for share in shares)
         names = (*upstream.listed(), *(name for name in shared if upstream.find(name) is not None))
@@ -140,9 +140,7 @@ class Catalog:
 
     def _made(self, name: str, remote: Remote, model: str) -> Deployment:
         resolved = remote.resolved(model)
-        source = RemoteSource(
-            remote, model, resolved.wire(), transport=self._transport, settings=self.upstream.settings
-        )
+        source = RemoteSource(remote, model, resolved.wire(), client=self._client, settings=self.upstream.settings)
         abilities = resolved.abilities(name, self._limits)
         return Deployment(
             name, abilities, source, cools=True, identity=remote.identity(model), provider=remote.provider,

@@ -18,9 +18,9 @@ import msgspec
 
 from andthen.contract.errors import AndthenError, RateLimited, UpstreamTimeout
 from andthen.contract.events import Event, Exchange, Usage
+from andthen.http.client import HttpClient, HttpExchange
 from andthen.plan.spread import Part, Spread
 from andthen.sources import Ask
-from andthen.transport import Reply, Transport
 from andthen.vendors.settings import Access, Remote, UpstreamSettings
 from andthen.wire.base import Call, Refusal, Target, Wire
 
@@ -47,12 +47,12 @@ class RemoteSource:
     awaits_hold: ClassVar[bool] = True
 
     def __init__(
-        self, remote: Remote, model: str, wire: Wire, *, transport: Transport, settings: UpstreamSettings
+        self, remote: Remote, model: str, wire: Wire, *, client: HttpClient, settings: UpstreamSettings
     ) -> None:
         self.remote = remote
         self.model = model
         self.wire = wire
-        self.transport = transport
+        self.client = client
         self.settings = settings
 
     def open(self, ask: Ask) -> RemoteAttempt:
@@ -129,7 +129,7 @@ class RemoteAttempt:
             source = self._source
             target = source.remote.target(source.model, at_s=time.time())
             call = source.wire.encode(part.request, target, streams=part.streams)
-            reply = source.transport.perform(call, self._access(), source.remote.vendor, self._ask.placed)
+            reply = source.client.perform(call, self._access(), source.remote.vendor, self._ask.placed)
             began_s = time.monotonic()
             code = ""
             try:
@@ -156,7 +156,9 @@ class RemoteAttempt:
         if len(self._spread.parts) == 1:
             yield self._spread.end()
 
-    async def _exchange(self, part: Part, call: Call, target: Target, reply: Reply) -> AsyncGenerator[list[Event]]:
+    async def _exchange(
+        self, part: Part, call: Call, target: Target, reply: HttpExchange
+    ) -> AsyncGenerator[list[Event]]:
         source, spread = self._source, self._spread
         async with reply:
             if reply.status != 200:
@@ -200,7 +202,7 @@ class RemoteAttempt:
             access = msgspec.structs.replace(access, timeouts=timeouts)
         return access
 
-    def _wait_s(self, part: Part, reply: Reply, error: AndthenError, tried: int) -> float | None:
+    def _wait_s(self, part: Part, reply: HttpExchange, error: AndthenError, tried: int) -> float | None:
         """Seconds until the call is made again; None where it is not."""
         if not error.retryable or reply.held_back or _may_be_billed(reply) or not self._spread.untouched(part):
             return None
@@ -215,5 +217,5 @@ class RemoteAttempt:
         return wait_s
 
 
-def _may_be_billed(reply: Reply) -> bool:
+def _may_be_billed(reply: HttpExchange) -> bool:
     return reply.reached and reply.status in _MAY_BE_BILLED

@@ -18,7 +18,7 @@ from andthen.contract.events import Event
 from andthen.contract.limits import Limits
 from andthen.contract.request import CompletionRequest, parse
 from andthen.contract.response import Completion, Head
-from andthen.transport import Transport
+from andthen.http.client import HttpClient
 from andthen.vendors.settings import Access, Remote, Share, Timeouts, Upstream, UpstreamSettings
 
 LIMITS = Limits(max_stops=16)
@@ -195,7 +195,7 @@ async def catalog(
     models: dict[str, Remote], routes: dict[str, tuple[Share, ...]] | None = None, **settings: Any
 ) -> AsyncIterator[Catalog]:
     upstream = Upstream(settings=UpstreamSettings(**settings), models=models, routes=routes or {})
-    async with Transport() as transport:
+    async with HttpClient() as transport:
         yield Catalog(dict, upstream, transport, LIMITS)
 
 

@@ -14,8 +14,8 @@ from andthen.complete import Work, prepare
 from andthen.config import Config
 from andthen.contract.events import Event
 from andthen.contract.request import CompletionRequest
+from andthen.http.client import HttpClient
 from andthen.plan.abilities import Abilities
-from andthen.transport import Transport
 
 _OWNER = "terminal"
 
@@ -23,8 +23,8 @@ _OWNER = "terminal"
 class _Catalog(Catalog):
     """Knows the local models' rows only for the remedy in a refusal: reading them takes a while."""
 
-    def __init__(self, config: Config, transport: Transport) -> None:
-        super().__init__(dict, config.upstream, transport, config.limits)
+    def __init__(self, config: Config, client: HttpClient) -> None:
+        super().__init__(dict, config.upstream, client, config.limits)
         self._config = config
 
     def abilities(self) -> Iterator[Abilities]:
@@ -37,8 +37,8 @@ def asking(request: CompletionRequest, config: Config) -> Iterator[tuple[Work, I
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         stack = AsyncExitStack()
         try:
-            transport = runner.run(stack.enter_async_context(Transport()))
-            work = prepare(_OWNER, request, _Catalog(config, transport))
+            client = runner.run(stack.enter_async_context(HttpClient()))
+            work = prepare(_OWNER, request, _Catalog(config, client))
             yield work, _each(runner, runner.run(stack.enter_async_context(aclosing(work.events()))))
         finally:
             runner.run(stack.aclose())

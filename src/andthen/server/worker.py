@@ -45,6 +45,7 @@ from andthen.cache.settings import CacheSettings
 from andthen.catalog import Catalog
 from andthen.contract.limits import Limits
 from andthen.engine.client import EngineClient
+from andthen.http.client import HttpClient
 from andthen.server.app import App
 from andthen.server.protocol import protocol_class
 from andthen.server.recall import Cache, Outcome
@@ -54,7 +55,6 @@ from andthen.server.services import Phase, Services
 from andthen.server.settings import ServerSettings
 from andthen.sources import Local
 from andthen.telemetry.settings import TelemetrySettings
-from andthen.transport import Transport
 from andthen.vendors.settings import Upstream
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
             _limiter(boot, measured) as limiter,
             _cache(boot.cache, measured) as cache,
             EngineClient(boot.engine_path) as engine,
-            Transport() as transport,
+            HttpClient() as client,
             LedgerWriter(store, _holder(boot.place), Path(boot.home), measured.note_ledger) as pen,
             Retention(store, boot.books),
             Texts(store, boot.books) as texts,
@@ -145,7 +145,7 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
                     store=store,
                     keys=keys,
                     engine=engine,
-                    catalog=Catalog(Local(engine, live.limits).deployments, live.upstream, transport, live.limits),
+                    catalog=Catalog(Local(engine, live.limits).deployments, live.upstream, client, live.limits),
                     prices=prices,
                     accounts=Accounts(pen, prices, _counting(engine)),
                     limiter=limiter,
