@@ -1,4 +1,4 @@
-"""The least that a server of our kind can be: uvicorn and aiohttp with nothing between them, which reads no body.
+"""The least that a server of our kind can be: uvicorn and our HTTP client with nothing between them, which reads no body.
 `python -m bench.relay FD ADDRESS` serves on an inherited socket."""
 
 from __future__ import annotations
@@ -7,26 +7,29 @@ import socket
 import sys
 from typing import Any
 
-import aiohttp
 import uvicorn
+
+from andthen.http.client import HttpClient
+from andthen.vendors.settings import Access
+from andthen.wire.base import Call
+
+_ACCESS = Access(private=True)
 
 
 class _Relay:
     def __init__(self, address: str) -> None:
         self._address = address
-        self._session: aiohttp.ClientSession | None = None
+        self._client = HttpClient()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if self._session is None:
-            self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
         body = (await receive())["body"]
-        headers = {"content-type": "application/json"}
-        async with self._session.post(self._address, data=body, headers=headers) as reply:
-            told = [(name, reply.headers[name].encode()) for name in ("content-type", "content-length")
-                    if name in reply.headers]  # fmt: skip
-            start = [(name.encode(), value) for name, value in told]
-            await send({"type": "http.response.start", "status": reply.status, "headers": start})
-            async for data in reply.content.iter_any():
+        headers = (("content-type", "application/json"),)
+        call = Call(url=self._address, headers=headers, body=body, streams=True)
+        async with self._client.perform(call, _ACCESS, "upstream") as reply:
+            told = [(name.encode(), value.encode()) for name, value in reply.headers
+                    if name in ("content-type", "content-length")]  # fmt: skip
+            await send({"type": "http.response.start", "status": reply.status, "headers": told})
+            async for data in reply.chunks():
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
 

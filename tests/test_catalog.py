@@ -10,8 +10,8 @@ import pytest
 from andthen import catalog
 from andthen.catalog import Catalog
 from andthen.contract.errors import EngineRestarted, ModelNotFound, UnsupportedParameter
+from andthen.http.client import HttpClient
 from andthen.sources import Deployment
-from andthen.transport import Transport
 from andthen.vendors.rows import Profile
 from andthen.vendors.settings import Remote, Share, Upstream, UpstreamSettings
 from tests.upstream.vendor import LIMITS, begun, remote
@@ -25,7 +25,7 @@ def starting() -> NoReturn:
 
 def made(local: Mapping[str, Deployment] | None = None, **upstream: Any) -> Catalog:
     fields: dict[str, Any] = {"vendors": {"openai": OPENAI}, "models": {"team/m": remote(9)}} | upstream
-    return Catalog(starting if local is None else lambda: local, Upstream(**fields), Transport(), LIMITS)
+    return Catalog(starting if local is None else lambda: local, Upstream(**fields), HttpClient(), LIMITS)
 
 
 def test_another_server_under_the_same_name_is_another() -> None:

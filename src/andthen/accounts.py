@@ -6,7 +6,6 @@ same transaction. The settlement puts what it did cost in the reservation's plac
 
 from __future__ import annotations
 
-import functools
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -19,13 +18,13 @@ from andthen.books.policy import Budget
 from andthen.books.prices import PriceBook
 from andthen.books.store import BooksError
 from andthen.books.writer import LedgerWriter, Writing
-from andthen.complete import Work
 from andthen.contract.errors import BudgetExceeded, LedgerUnavailable, ModelNotAllowed
 from andthen.contract.events import Exchange, Usage, total
 from andthen.contract.request import CompletionRequest, Prompt
+from andthen.gateway.backend import Deployment
+from andthen.gateway.execution import Execution
 from andthen.plan.plan import Plan
 from andthen.plan.spread import Part, parts
-from andthen.sources import Deployment, Placed
 
 Exchanged = tuple[str, Exchange]
 """The whole name of a deployment, and an exchange with it."""
@@ -181,29 +180,31 @@ class Account:
         self._writing: Writing | None = None
         self._settled = False
 
-    def note(self, request: CompletionRequest) -> None:
-        """What was asked, once that is known."""
-        self._intent = replace(self._intent, stream=request.stream, user=_name(request.user or ""))
-
-    def name(self, model: str) -> None:
-        """The model that was asked for, once that is known to exist: no row bears a name that a caller made up."""
-        self._intent = replace(self._intent, model=_name(model))
-
-    async def hold(self, request: CompletionRequest, work: Work) -> Placed:
-        """Begins to reserve the worst that the work can come to and to write the intent down; what it returns tells
-        when that is done. Where the key has a budget, only those may answer whose price is known.
+    async def reserve(self, execution: Execution) -> None:
+        """Reserves the most that the request can cost, and writes its intent down. Where the key has a budget, only
+        deployments whose price is known may answer.
 
         Raises:
-            ModelNotAllowed
+            ModelNotAllowed, BudgetExceeded, LedgerUnavailable
         """
         if self._intent.budgets:
-            at_ms = self._intent.started_at_ms
-            affordable = self._accounts.affordable(work.candidates, self._intent.budgets, at_ms)
-            work.bound(affordable)
+            request, at_ms = execution.asked, self._intent.started_at_ms
+            affordable = self._accounts.affordable(execution.planned, self._intent.budgets, at_ms)
+            execution.restrict(affordable)
+            execution.spend_within_budget()
             micros, tokens = await self._accounts.worst(request, affordable, at_ms)
             self._intent = replace(self._intent, reserved_micros=micros, reserved_tokens=tokens)
         self._writing = self._accounts.begin_intent(self._intent)
-        return functools.partial(self._accounts.written, self._writing)
+        await self._accounts.written(self._writing)
+
+    def describe(self, model: str, request: CompletionRequest | None) -> None:
+        """What was asked, as far as it is known.
+
+        Args:
+            model: the name that was asked for, empty unless it exists: no row has a name that a caller made up.
+        """
+        stream, user = (request.stream, _name(request.user or "")) if request is not None else (False, "")
+        self._intent = replace(self._intent, model=_name(model), stream=stream, user=user)
 
     async def settle(self, outcome: Outcome) -> None:
         """Writes down how it ended; only the first counts. A cancellation of who waits here loses nothing."""

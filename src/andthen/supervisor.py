@@ -27,11 +27,11 @@ import msgspec
 import structlog
 import uvloop
 
-from andthen.observability import logs, metrics
 from andthen.books.hub import Hub
 from andthen.config import Config
 from andthen.engine import process as engine_process
 from andthen.engine.client import EngineClient
+from andthen.observability import logs, metrics
 from andthen.reload import Control, NotReloaded, check_live, live_settings
 from andthen.server import worker
 from andthen.server.renewal import offered

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import weakref
 from collections.abc import Callable
 from typing import Any, cast
@@ -11,7 +12,7 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from andthen.http.deadlines import Deadlines
+from andthen.http.deadlines import DeadlineQueue
 
 
 class Clock:
@@ -47,13 +48,13 @@ class Clock:
         self.now_s = now_s
 
 
-def made() -> tuple[Clock, Deadlines]:
+def made() -> tuple[Clock, DeadlineQueue]:
     clock = Clock()
-    return clock, Deadlines(cast(asyncio.AbstractEventLoop, clock))
+    return clock, DeadlineQueue(cast(asyncio.AbstractEventLoop, clock))
 
 
 steps = st.lists(
-    st.tuples(st.integers(0, 4), st.sampled_from(["set", "clear", "drop", "wait"]), st.integers(0, 50)), max_size=60
+    st.tuples(st.integers(0, 4), st.sampled_from(["move", "clear", "cancel", "wait"]), st.integers(0, 50)), max_size=60
 )
 
 
@@ -62,9 +63,9 @@ def test_each_deadline_is_reached_when_it_is_due_and_only_then(steps: list[tuple
     clock, deadlines = made()
     reached: list[tuple[int, float]] = []
     due: dict[int, float] = {}
-    dropped: set[int] = set()
+    cancelled: set[int] = set()
     all_of_them = [
-        deadlines.deadline(lambda number=number: reached.append((number, clock.now_s)))  # type: ignore[misc]
+        deadlines.add(math.inf, lambda number=number: reached.append((number, clock.now_s)))  # type: ignore[misc]
         for number in range(5)
     ]
     for number, what, tenths in steps:
@@ -77,34 +78,36 @@ def test_each_deadline_is_reached_when_it_is_due_and_only_then(steps: list[tuple
                 (at_s, number) for at_s, number in sorted((at_s, number) for at_s, number in expected)
             ]
             due = {number: at_s for number, at_s in due.items() if at_s > until_s}
-        elif number in dropped:
+        elif number in cancelled:
             continue
-        elif what == "set":
-            all_of_them[number].set(tenths / 10)
+        elif what == "move":
+            all_of_them[number].move(clock.now_s + tenths / 10)
             due[number] = clock.now_s + tenths / 10
         else:
-            getattr(all_of_them[number], what)()
             due.pop(number, None)
-            if what == "drop":
-                dropped.add(number)
+            if what == "clear":
+                all_of_them[number].move(math.inf)
+            else:
+                all_of_them[number].cancel()
+                cancelled.add(number)
         assert len(clock.timers) <= 1
 
 
 def test_setting_and_clearing_over_and_over_sets_no_timer_anew() -> None:
     clock, deadlines = made()
-    deadline = deadlines.deadline(lambda: None)
+    deadline = deadlines.add(math.inf, lambda: None)
     for step in range(1000):
-        deadline.set(75)
-        deadline.clear()
+        deadline.move(clock.now_s + 75)
+        deadline.move(math.inf)
         clock.now_s = step / 1000
     assert clock.timers_set == 1
-    assert len(deadlines) == 1
+    assert len(deadlines._heap) == 1
 
 
-def test_dropped_deadlines_leave_nothing_behind() -> None:
+def test_cancelled_deadlines_leave_nothing_behind() -> None:
     clock, deadlines = made()
-    kept = deadlines.deadline(lambda: None)
-    kept.set(100)
+    kept = deadlines.add(math.inf, lambda: None)
+    kept.move(100)
 
     class Owner:
         def reached(self) -> None: ...
@@ -112,13 +115,13 @@ def test_dropped_deadlines_leave_nothing_behind() -> None:
     owners = [Owner() for _ in range(5000)]
     watched = [weakref.ref(owner) for owner in owners]
     for owner in owners:
-        deadline = deadlines.deadline(owner.reached)
-        deadline.set(30)
-        deadline.drop()
+        deadline = deadlines.add(math.inf, owner.reached)
+        deadline.move(30)
+        deadline.cancel()
     del owner, deadline
     owners.clear()
     gc.collect()
     assert not any(watch() for watch in watched)
-    assert len(deadlines) < 1000
+    assert len(deadlines._heap) < 1000
     clock.move_to(200)
-    assert len(deadlines) == 0
+    assert len(deadlines._heap) == 0

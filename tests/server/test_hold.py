@@ -1,4 +1,4 @@
-"""A request connects while its intent is written, and sends nothing before."""
+"""Nothing is sent upstream, and nothing connected, before the request's intent is written."""
 
 from __future__ import annotations
 
@@ -101,16 +101,13 @@ def refused(asked: Server, **fields: Any) -> int:
         return error.code
 
 
-def test_it_connects_while_the_database_is_slow_and_sends_nothing(server: Server, upstream: Upstream) -> None:
+def test_nothing_is_sent_while_the_database_is_slow(server: Server, upstream: Upstream) -> None:
     asked = key(server, "early", budgets=(Budget(window="total", tokens=1000),))
     with ThreadPoolExecutor(1) as pool:
         with held(server):
             asking = pool.submit(asked.complete, model="team/text", prompt="Hello", max_tokens=4)
-            deadline = time.monotonic() + WAIT_S
-            while not upstream.connections and time.monotonic() < deadline:
-                time.sleep(0.01)
-            time.sleep(0.2)
-            assert (upstream.connections, upstream.requests) == (1, 0)
+            time.sleep(0.5)
+            assert (upstream.connections, upstream.requests) == (0, 0)
         assert asking.result(WAIT_S)["choices"][0]["text"] == " there"
     assert (upstream.connections, upstream.requests) == (1, 1)
     (row,) = rows(server, "early")

@@ -147,8 +147,8 @@ def _text(prompt: str) -> str:
 def _run(body: str, config: Config, *, as_json: bool) -> None:
     from andthen.cli.local import named, running
     from andthen.contract.request import parse
-    from andthen.plan.plan import plan
     from andthen.gateway.local import abilities
+    from andthen.plan.plan import plan
 
     request = parse(body.encode(), config.limits)
     if request.model not in config.engine.models:

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from typing import TypeVar
 
-from andthen.observability import logs
 from andthen.config import Config
 from andthen.contract.errors import InternalError, by_code
 from andthen.contract.events import Event, Finished, Text, Usage
@@ -17,6 +16,7 @@ from andthen.contract.request import CompletionRequest
 from andthen.engine.loop import Engine
 from andthen.engine.messages import Answer, Credit, Describe, Described, Emitted, Failed, ModelInfo, Submit
 from andthen.engine.settings import ENVIRONMENT
+from andthen.observability import logs
 
 _LINK = 1
 _OWNER = "terminal"

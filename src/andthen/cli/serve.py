@@ -61,8 +61,8 @@ def serve(
     config = read()
 
     from andthen import supervisor
-    from andthen.observability import logs
     from andthen.books.store import open_store
+    from andthen.observability import logs
     from andthen.server.settings import FIRST_PORT
 
     logs.configure(config.logs)

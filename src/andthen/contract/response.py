@@ -14,7 +14,7 @@ import msgspec
 from msgspec import UNSET, Struct, UnsetType
 
 from andthen.contract.errors import AndthenError, InternalError
-from andthen.contract.events import Event, Finished, FinishReason, PromptScored, Text, Token, Usage
+from andthen.contract.events import Event, Finished, FinishReason, Text, Token, Usage
 from andthen.contract.request import CompletionRequest
 
 DONE = b"data: [DONE]\n\n"

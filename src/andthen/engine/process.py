@@ -26,11 +26,11 @@ import uvloop
 from msgspec import Struct
 
 from andthen import child
-from andthen.observability import logs, metrics
 from andthen.engine.frames import decode_question
 from andthen.engine.messages import Answer, Question
 from andthen.engine.settings import ENVIRONMENT, EngineSettings
 from andthen.frames import FrameCutter, frame
+from andthen.observability import logs, metrics
 
 COMMAND = (sys.executable, "-m", "andthen.engine.process")
 PLACE = "engine"

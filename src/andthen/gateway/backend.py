@@ -9,7 +9,6 @@ from typing import Protocol
 from msgspec import Struct
 
 from andthen.contract.events import Event, Exchange, Usage
-from andthen.contract.limits import Limits
 from andthen.contract.request import CompletionRequest
 from andthen.plan.abilities import Abilities
 from andthen.plan.plan import Plan, PlanCache
@@ -116,11 +115,3 @@ class Deployment(Struct, frozen=True):
     identity: str = ""
     provider: str = "andthen"
     address: str = ""
-
-    @classmethod
-    def of(
-        cls, model: str, abilities: Abilities, backend: Backend, limits: Limits, *, has_breaker: bool = False,
-        label: str = "", identity: str = "", provider: str = "andthen", address: str = "",
-    ) -> Deployment:  # fmt: skip
-        plans = PlanCache(abilities, limits)
-        return cls(model, abilities, backend, plans, label or model, has_breaker, identity, provider, address)

@@ -12,8 +12,9 @@ from andthen.contract.names import parse_name
 from andthen.gateway.backend import Deployment
 from andthen.gateway.circuit_breaker import CircuitBreaker, in_order
 from andthen.gateway.remote import RemoteBackend
-from andthen.plan.abilities import Abilities
 from andthen.http.client import HttpClient
+from andthen.plan.abilities import Abilities
+from andthen.plan.plan import PlanCache
 from andthen.vendors.settings import Remote, Upstream
 
 _MAX_UNLISTED = 4096
@@ -138,8 +139,14 @@ class Catalog:
         resolved = remote.resolved(model)
         backend = RemoteBackend(remote, model, resolved.wire(), client=self._client, settings=self.upstream.settings)
         abilities = resolved.abilities(name, self._limits)
-        label = name if name in self._configured else f"{parse_name(name).vendor}/*"
-        return Deployment.of(
-            name, abilities, backend, self._limits, has_breaker=True, label=label, identity=remote.identity(model),
-            provider=remote.provider, address=remote.address,
-        )  # fmt: skip
+        return Deployment(
+            name,
+            abilities,
+            backend,
+            PlanCache(abilities, self._limits),
+            label=name if name in self._configured else f"{parse_name(name).vendor}/*",
+            has_breaker=True,
+            identity=remote.identity(model),
+            provider=remote.provider,
+            address=remote.address,
+        )

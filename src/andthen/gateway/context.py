@@ -21,14 +21,13 @@ from andthen.contract.errors import (
     AndthenError,
     InvalidApiKey,
     MethodNotAllowed,
-    PayloadTooLarge,
     RateLimited,
     UnsupportedMediaType,
 )
 from andthen.contract.response import error_body
 from andthen.gateway.backend import Deployment
 from andthen.gateway.execution import Execution
-from andthen.http.request import ClientGone
+from andthen.http.request import ClientGone, too_large
 from andthen.telemetry.notes import Note
 
 if TYPE_CHECKING:
@@ -40,6 +39,11 @@ Headers = list[tuple[bytes, bytes]]
 class Client(Protocol):
     """The client's side of a request: a `ServerRequest`, or what stands in for one."""
 
+    method: str
+    path: str
+    query: bytes
+    length: int
+    address: str
     gone: bool
     on_gone: Callable[[], object] | None
     on_probe: Callable[[], object] | None
@@ -47,6 +51,8 @@ class Client(Protocol):
 
     @property
     def headers(self) -> Headers: ...
+    @property
+    def body_complete(self) -> bool: ...
     @property
     def write_paused(self) -> bool: ...
     def header(self, name: bytes) -> bytes | None: ...
@@ -97,9 +103,9 @@ class RequestContext(Execution):
     """
 
     __slots__ = (
-        "account", "asked_deployment", "billing", "client_s", "code", "first_text_s", "grant", "http", "id", "key", "note",
-        "origin", "prompt_log", "quiet", "reply_headers", "route_name", "services", "settles_later", "started_s",
-        "status", "streams", "tokens",
+        "account", "asked_deployment", "billing", "client_s", "code", "first_text_s", "grant", "http", "id", "key",
+        "note", "origin", "prompt_log", "quiet", "reply_headers", "route_name", "services", "settles_later",
+        "started_s", "status", "streams", "tokens",
     )  # fmt: skip
 
     def __init__(self, http: Client, services: Services) -> None:
@@ -117,7 +123,7 @@ class RequestContext(Execution):
         self.code: str | None = None
         self.streams = False
         self.reply_headers: Headers = []
-        self.asked_deployment: Deployment
+        self.asked_deployment: Deployment | None = None
         self.tokens: tuple[int, int, int] | None = None
         self.first_text_s: float | None = None
         self.origin: Origin = "model"
@@ -126,6 +132,24 @@ class RequestContext(Execution):
         self.grant: Grant | None = None
         self.prompt_log: Draft | None = None
         self.note: Note | None = None
+
+    @property
+    def method(self) -> str:
+        return self.http.method
+
+    @property
+    def path(self) -> str:
+        """Decoded. It is the caller's text: neither a label nor logged."""
+        return self.http.path
+
+    @property
+    def query(self) -> bytes:
+        return self.http.query
+
+    @property
+    def address(self) -> str:
+        """The IP address at the other end of the connection: a proxy's, if there is one in between."""
+        return self.http.address
 
     @property
     def key_id(self) -> str | None:
@@ -146,11 +170,6 @@ class RequestContext(Execution):
                 return None
         return secret.strip().decode("latin-1") or None
 
-    @property
-    def has_cost(self) -> bool:
-        """Tokens were processed, as far as is known."""
-        return self.usage is not None and self.usage.prompt_tokens + self.usage.completion_tokens > 0
-
     def header(self, name: bytes) -> bytes | None:
         """The first header of this name, which is given in lower case."""
         return self.http.header(name)
@@ -165,10 +184,11 @@ class RequestContext(Execution):
             PayloadTooLarge, UnsupportedMediaType, RequestTimeout, ClientGone
         """
         bound = min(self.services.settings.body_bytes, most or self.services.settings.body_bytes)
-        length = self.header(b"content-length")
-        if length is not None and int(length) > bound:
-            raise PayloadTooLarge(f"The body is larger than {bound} bytes: send less, or raise `server.body_bytes`.")
+        if self.http.length > bound:
+            raise too_large(bound)
         self._check_type()
+        if self.http.body_complete:
+            return await self.http.body(bound)
         began_s = time.monotonic()
         try:
             return await self.http.body(bound)

@@ -51,9 +51,27 @@ class Execution:
     """
 
     __slots__ = (
-        "_attempt", "_breaker", "_catalog", "_not_waiting_s", "_owner", "_paused_at_s", "_receiver", "_replied",
-        "_retry_budget", "_sent_at_s", "_within_budget", "began_s", "planned", "deployment", "events_at_s",
-        "exchanges", "fingerprint", "plan", "request", "usage", "backend_s",
+        "_attempt",
+        "_breaker",
+        "_catalog",
+        "_not_waiting_s",
+        "_owner",
+        "_paused_at_s",
+        "_receiver",
+        "_replied",
+        "_retry_budget",
+        "_sent_at_s",
+        "_within_budget",
+        "backend_s",
+        "began_s",
+        "deployment",
+        "events_at_s",
+        "exchanges",
+        "fingerprint",
+        "plan",
+        "planned",
+        "request",
+        "usage",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -85,6 +103,11 @@ class Execution:
         if self.deployment is None:
             raise RuntimeError("the request is not routed yet")
         return self.deployment
+
+    @property
+    def has_cost(self) -> bool:
+        """Tokens were processed, as far as is known."""
+        return self.usage is not None and self.usage.prompt_tokens + self.usage.completion_tokens > 0
 
     @property
     def retries(self) -> int:
@@ -160,9 +183,8 @@ class Execution:
                 breaker.on_end(now_s)
                 if failure is not None:
                     failure.billed = self.usage is not None and self.usage.completion_tokens > 0
-            if self._within_budget and self.usage is not None:
-                if self.usage.prompt_tokens + self.usage.completion_tokens:
-                    break
+            if self._within_budget and self.has_cost:
+                break
         if failure is not None:
             raise failure
 

@@ -1,5 +1,5 @@
-"""`Idempotency-Key`: the first request with a key is worked on to its end, whether its client stays or not. Whoever sends
-it again gets the same reply, from its first byte, and nothing is done or billed twice.
+"""`Idempotency-Key`: the first request with a key is worked on to its end, whether its client stays or not. A repeated
+request gets the same reply, from its first byte, and nothing is done or billed twice.
 
 The work is a request like any other, with a recording in place of a client. An error that cost nothing is sent to those
 who wait for it and not stored, so that another try starts anew.
@@ -78,8 +78,8 @@ async def _claim_or_replay(ctx: RequestContext, key: str, body: bytes) -> Record
             ) from None
         except TooLarge:
             raise IdempotencyConflict(
-                f"The reply under this `{HEADER}` was made, and was too large to be stored: use a new one to ask again, "
-                "or raise `books.reply_bytes`.",
+                f"The reply under this `{HEADER}` was made, and was too large to be stored: use a new one to ask "
+                "again, or raise `books.reply_bytes`.",
                 param=HEADER,
             ) from None
         except BooksError as error:
@@ -132,7 +132,10 @@ class _RecordedRequest:
     on_probe: Callable[[], object] | None = None
 
     def __init__(self, ctx: RequestContext, body: bytes, recording: Recording) -> None:
-        self._client = ctx.http
+        client = ctx.http
+        self.method, self.path, self.query, self.address = client.method, client.path, client.query, client.address
+        self.headers, self.header = client.headers, client.header
+        self.length = len(body)
         self._body = body
         self._recording = recording
         self._last: list[Start | Data] = []
@@ -143,14 +146,7 @@ class _RecordedRequest:
         inner.started_s = ctx.started_s
         inner.settles_later = True
 
-    def header(self, name: bytes) -> bytes | None:
-        return self._client.header(name)
-
-    @property
-    def headers(self) -> list[tuple[bytes, bytes]]:
-        return self._client.headers
-
-    async def body(self, limit: int) -> bytes:
+    async def body(self, limit: int) -> bytes:  # noqa: ARG002 - it was checked when it was read
         return self._body
 
     async def run(self, run: Run) -> None:

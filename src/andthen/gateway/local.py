@@ -10,6 +10,7 @@ from andthen.engine.client import EngineClient, Job
 from andthen.engine.messages import ModelInfo
 from andthen.gateway.backend import BackendRequest, Deployment
 from andthen.plan.abilities import Abilities, local
+from andthen.plan.plan import PlanCache
 
 
 class LocalBackend:
@@ -40,7 +41,8 @@ class LocalBackend:
 
     def _deployment(self, model: ModelInfo) -> Deployment:
         row = abilities(model, self._limits)
-        return Deployment.of(model.name, row, self, self._limits, identity=model.fingerprint)
+        plans = PlanCache(row, self._limits)
+        return Deployment(model.name, row, self, plans, label=model.name, identity=model.fingerprint)
 
 
 def abilities(model: ModelInfo, limits: Limits) -> Abilities:

@@ -64,8 +64,7 @@ async def run(ctx: RequestContext) -> None:
 async def _parse(ctx: RequestContext) -> CompletionRequest:
     """Raises PayloadTooLarge, UnsupportedMediaType, RequestTimeout, BadRequest, ModelNotFound, ClientGone."""
     services = ctx.services
-    body = await ctx.body()
-    request = ctx.request = parse(body, services.limits)
+    request = ctx.request = parse(await ctx.body(), services.limits)
     if request.ignored:
         ctx.reply_headers.append((b"x-andthen-ignored", _ignored(request.ignored)))
     ctx.asked_deployment = services.catalog.find(request.model)
@@ -87,10 +86,10 @@ async def _admit(ctx: RequestContext, request: CompletionRequest) -> None:
         RateLimited, LimitsUnavailable
         BadRequest: it needs more tokens than the key may ever use in a minute.
     """
-    key = ctx.key
-    if key is None or (bounds := Bounds.of(key.policy)).unbounded:
+    key, deployment = ctx.key, ctx.asked_deployment
+    if key is None or deployment is None or (bounds := Bounds.of(key.policy)).unbounded:
         return
-    ctx.grant = await ctx.services.limiter.take(key.id, bounds, worst_tokens(request, ctx.asked_deployment))
+    ctx.grant = await ctx.services.limiter.take(key.id, bounds, worst_tokens(request, deployment))
     ctx.reply_headers += [(name.encode(), value.encode()) for name, value in ctx.grant.headers()]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from andthen.accounts import Accounts
@@ -55,6 +56,8 @@ class Services:
     metrics: ServerMetrics
     deadlines: DeadlineQueue
     access_log: AccessLog
+    run_dir: Path
+    """The folder that all processes of this server share."""
     telemetry: Telemetry | None
     """None where none is wanted."""
     started_at: int

@@ -1,11 +1,11 @@
-"""What a request reserves and what it cost: its intent before the work, its settlement after it, and its rate limits."""
+"""What a request reserves before its work and what it cost after it, in the ledger and in the rate limits."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 
-from andthen.accounts import Outcome
+from andthen.accounts import Account, Outcome
 from andthen.books.ledger import EndedBy, worst_prompt_tokens
 from andthen.contract.errors import AndthenError, InternalError, ShuttingDown
 from andthen.contract.request import CompletionRequest
@@ -40,6 +40,7 @@ async def reserve(ctx: RequestContext) -> None:
         BudgetExceeded, ModelNotAllowed, LedgerUnavailable
     """
     if ctx.billing is not None:
+        _describe(ctx, ctx.billing)
         await ctx.billing.reserve(ctx)
 
 
@@ -63,7 +64,13 @@ async def settle(ctx: RequestContext, error: BaseException | None = None) -> Non
     finally:
         billing, ctx.billing = ctx.billing, None
         if billing is not None:
+            _describe(ctx, billing)
             await billing.settle(_outcome(ctx, error))
+
+
+def _describe(ctx: RequestContext, billing: Account) -> None:
+    model = ctx.request.model if ctx.request is not None and ctx.asked_deployment is not None else ""
+    billing.describe(model, ctx.request)
 
 
 def _outcome(ctx: RequestContext, error: BaseException | None) -> Outcome:

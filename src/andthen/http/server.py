@@ -11,6 +11,7 @@ import socket
 import structlog
 
 from andthen.http.connection import Application, Connection, HttpSettings, Serving
+from andthen.http.deadlines import DeadlineQueue
 
 _ACCEPTED_AT_ONCE = 32
 """Connections taken in one turn of the event loop; the next turn goes on."""
@@ -29,10 +30,11 @@ class HttpServer(Serving):
     Args:
         application: answers each request.
         settings: may be replaced at any time; what waits already goes on under the old ones.
+        deadlines: this event loop's.
     """
 
-    def __init__(self, application: Application, settings: HttpSettings) -> None:
-        super().__init__(application, settings)
+    def __init__(self, application: Application, settings: HttpSettings, deadlines: DeadlineQueue) -> None:
+        super().__init__(application, settings, deadlines)
         self._listening: socket.socket | None = None
         self._accept_later: asyncio.TimerHandle | None = None
         self._last_file = 0
@@ -56,7 +58,6 @@ class HttpServer(Serving):
             connection.drain()
         while self.connections or self.tasks:
             await self.wait_for_one_to_end()
-        self.deadlines.close()
 
     def abort(self) -> None:
         """Ends all connections at once."""

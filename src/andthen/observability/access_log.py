@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import structlog
@@ -34,7 +34,7 @@ class AccessLog:
         fields: what is known of the request: JSON values by name.
         quiet: at the debug level.
         """
-        level = "debug" if quiet else "info"
+        level: Literal["debug", "info"] = "debug" if quiet else "info"
         if not logs.is_written(level):
             return
         if not logs.writes_json():

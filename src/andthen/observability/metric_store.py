@@ -1,7 +1,7 @@
 """Where metrics are: one file of numbers for each process, mapped into its memory. Any process can add up all files.
 
-To count is to add to a number in memory: no lock, no system call. A killed process leaves its numbers in the file, and a
-process that takes its place goes on with them, so that counters never go back.
+To count is to add to a number in memory: no lock, no system call. A killed process leaves its numbers in the file, and
+a process that takes its place goes on with them, so that counters never go back.
 
 A file holds, in this order: a flag (8 bytes) that says whether its process is alive, the length of the index (8 bytes),
 the index (one JSON array for each series: the metric's name and its label values), and the values (64-bit floats, those

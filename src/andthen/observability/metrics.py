@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from andthen.observability.metric_store import Histogram, Key, Metric, MetricStore, Series, mark_dead, read_all
 
 if TYPE_CHECKING:
-    from prometheus_client import CollectorRegistry
     from prometheus_client.core import Metric as PrometheusMetric
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"

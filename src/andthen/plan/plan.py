@@ -77,7 +77,7 @@ class PlanCache:
             for name, ability in abilities.parameters.items()
             if name not in _IN_KEY and not _takes_all(ability, whole[name])
         )
-        """Parameters of whose value the plan tells whether it is in the model's range, and whether it is the default."""
+        """Parameters whose plan depends on whether the value is in the model's range and whether it is the default."""
 
     def plan(self, request: CompletionRequest, others: Iterable[Abilities] = ()) -> Plan:
         """As the function `plan`. Raises what that raises; a refusal is not cached."""

@@ -48,10 +48,10 @@ class SingleCall:
         self._generated = self._reported = self._seen_bytes = self._prompt_tokens = 0
         self._usage: Usage | None = None
 
-    def begin(self, part: Part) -> None:
+    def begin(self, _part: Part) -> None:
         self._begun = True
 
-    def feed(self, part: Part, events: list[Event]) -> list[Event]:
+    def feed(self, _part: Part, events: list[Event]) -> list[Event]:
         shown: list[Event] = []
         for event in events:
             self._fed = True
@@ -110,17 +110,17 @@ class SingleCall:
         text = prompt if self._echo and isinstance(prompt, str) else ""
         shown.append(PromptScored(0, prompt_tokens, cached_tokens, text))
 
-    def close(self, part: Part) -> None:
+    def close(self, _part: Part) -> None:
         if self._reason is None:
             raise UpstreamGarbled("The vendor told fewer choices than were asked: send the request again.")
 
-    def fail(self, part: Part) -> None:
+    def fail(self, _part: Part) -> None:
         """Its call failed, and is not made again."""
 
-    def untouched(self, part: Part) -> bool:
+    def untouched(self, _part: Part) -> bool:
         return not self._fed
 
-    def wanted(self, part: Part) -> bool:
+    def wanted(self, _part: Part) -> bool:
         return self._reason is None or self._ended
 
     def end(self) -> list[Event]:

@@ -22,8 +22,7 @@ from andthen.books.policy import UNBOUNDED, BadPolicy, Policy
 from andthen.books.store import BooksError, Change, IssuedKey, KeyChange, KeyEnded, NameTaken, NoSuchKey, Store
 from andthen.contract.errors import BadRequest, Conflict, DatabaseUnavailable, InvalidJson, NotFound
 from andthen.contract.usage import BudgetStanding
-from andthen.server.http import JSON, Exchange
-from andthen.server.services import Services
+from andthen.gateway.context import JSON, RequestContext
 from andthen.server.usage import standings
 
 ADMIN_KEYS = "/admin/keys"
@@ -87,29 +86,29 @@ class Deletion(Struct, kw_only=True):
     deleted: Literal[True] = True
 
 
-async def list_keys(services: Services, exchange: Exchange) -> None:
-    await _reply(exchange, KeyList(data=await _ask(services.store.list_keys)))
+async def list_keys(ctx: RequestContext) -> None:
+    await _reply(ctx, KeyList(data=await _ask(ctx.services.store.list_keys)))
 
 
-async def create_key(services: Services, exchange: Exchange) -> None:
-    asked = await _body(exchange, NewKey)
+async def create_key(ctx: RequestContext) -> None:
+    asked = await _body(ctx, NewKey)
     if asked.expires_at_ms is not None and asked.expires_at_ms <= time.time_ns() // 1_000_000:
         raise BadRequest(
             "`expires_at_ms` is past, and the key would open nothing: send a later one, or none.", param="expires_at_ms"
         )
     made = await _ask(
-        services.store.create_key,
+        ctx.services.store.create_key,
         asked.name,
         policy=asked.policy,
         admin=asked.admin,
         expires_at_ms=asked.expires_at_ms,
-        actor=_actor(exchange),
+        actor=_actor(ctx),
     )
-    await _reply(exchange, made)
+    await _reply(ctx, made)
 
 
-async def show_key(services: Services, exchange: Exchange) -> None:
-    await _reply(exchange, await _ask(_shown, services.store, _named(exchange)))
+async def show_key(ctx: RequestContext) -> None:
+    await _reply(ctx, await _ask(_shown, ctx.services.store, _named(ctx)))
 
 
 def _shown(store: Store, id_or_name: str) -> ShownKey:
@@ -117,8 +116,8 @@ def _shown(store: Store, id_or_name: str) -> ShownKey:
     return ShownKey(**msgspec.structs.asdict(key), budgets=standings(store, key))
 
 
-async def change_key(services: Services, exchange: Exchange) -> None:
-    asked = await _body(exchange, KeyPatch)
+async def change_key(ctx: RequestContext) -> None:
+    asked = await _body(ctx, KeyPatch)
     fields: dict[str, Any] = {}
     if asked.policy is not UNSET:
         try:
@@ -127,28 +126,28 @@ async def change_key(services: Services, exchange: Exchange) -> None:
             raise _wrong(error, "policy") from None
         fields = {name: getattr(checked, name) for name in asked.policy}
     change = KeyChange(policy=fields, expires_at_ms=asked.expires_at_ms, disabled=asked.disabled)
-    await _reply(exchange, await _ask(services.store.update_key, _named(exchange), change, actor=_actor(exchange)))
+    await _reply(ctx, await _ask(ctx.services.store.update_key, _named(ctx), change, actor=_actor(ctx)))
 
 
-async def delete_key(services: Services, exchange: Exchange) -> None:
-    gone = await _ask(services.store.delete_key, _named(exchange), actor=_actor(exchange))
-    await _reply(exchange, Deletion(id=gone.id))
+async def delete_key(ctx: RequestContext) -> None:
+    gone = await _ask(ctx.services.store.delete_key, _named(ctx), actor=_actor(ctx))
+    await _reply(ctx, Deletion(id=gone.id))
 
 
-async def rotate_key(services: Services, exchange: Exchange) -> None:
-    asked = await _body(exchange, Rotation)
+async def rotate_key(ctx: RequestContext) -> None:
+    asked = await _body(ctx, Rotation)
     made: IssuedKey = await _ask(
-        services.store.rotate_key, _named(exchange), overlap_ms=asked.overlap_ms, actor=_actor(exchange)
+        ctx.services.store.rotate_key, _named(ctx), overlap_ms=asked.overlap_ms, actor=_actor(ctx)
     )
-    await _reply(exchange, made)
+    await _reply(ctx, made)
 
 
-async def list_changes(services: Services, exchange: Exchange) -> None:
+async def list_changes(ctx: RequestContext) -> None:
     """As the query says, `?limit=100&before=ID`."""
     asked = {"limit": 100, "before": 2**63 - 1}
     bounds = {"limit": (1, CHANGES_MAX), "before": (1, 2**63 - 1)}
     try:
-        given = parse_qsl(exchange.query.decode(), keep_blank_values=True, strict_parsing=bool(exchange.query))
+        given = parse_qsl(ctx.query.decode(), keep_blank_values=True, strict_parsing=bool(ctx.query))
     except ValueError:
         raise BadRequest("The query can't be read: send `?limit=100&before=ID`.") from None
     for name, text in given:
@@ -158,8 +157,8 @@ async def list_changes(services: Services, exchange: Exchange) -> None:
         if not re.fullmatch(r"\d{1,19}", text, re.ASCII) or not low <= int(text) <= high:
             raise BadRequest(f"`{name}` must be an integer from {low} to {high}.", param=name)
         asked[name] = int(text)
-    found = await _ask(services.store.changes, limit=asked["limit"], before_id=asked["before"])
-    await _reply(exchange, ChangeList(data=found))
+    found = await _ask(ctx.services.store.changes, limit=asked["limit"], before_id=asked["before"])
+    await _reply(ctx, ChangeList(data=found))
 
 
 async def _ask(call: Callable[..., _T], *arguments: Any, **named: Any) -> _T:
@@ -178,8 +177,8 @@ async def _ask(call: Callable[..., _T], *arguments: Any, **named: Any) -> _T:
         raise DatabaseUnavailable("The database can't be used at the moment: send the request again.") from error
 
 
-async def _body(exchange: Exchange, kind: type[_Body]) -> _Body:
-    body = await exchange.body(most=BODY_BYTES)
+async def _body(ctx: RequestContext, kind: type[_Body]) -> _Body:
+    body = await ctx.body(most=BODY_BYTES)
     try:
         return msgspec.json.decode(body or b"{}", type=kind)
     except msgspec.ValidationError as error:
@@ -201,14 +200,14 @@ def _wrong(error: msgspec.ValidationError, below: str) -> BadRequest:
     )
 
 
-def _named(exchange: Exchange) -> str:
+def _named(ctx: RequestContext) -> str:
     """The key that the path names, by id or name."""
-    return exchange.path.removeprefix(f"{ADMIN_KEYS}/").removesuffix(ROTATE)
+    return ctx.path.removeprefix(f"{ADMIN_KEYS}/").removesuffix(ROTATE)
 
 
-def _actor(exchange: Exchange) -> str:
-    return exchange.key_id or ""
+def _actor(ctx: RequestContext) -> str:
+    return ctx.key_id or ""
 
 
-async def _reply(exchange: Exchange, value: Struct) -> None:
-    await exchange.reply(200, JSON, msgspec.json.encode(value))
+async def _reply(ctx: RequestContext, value: Struct) -> None:
+    await ctx.reply(200, JSON, msgspec.json.encode(value))

@@ -7,33 +7,33 @@ import time
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from andthen.auth.permissions import allows_model, check_model
 from andthen.contract.listing import Capability, ModelCard, ModelList
 from andthen.contract.names import parse_name
+from andthen.gateway.backend import Deployment
+from andthen.gateway.context import JSON, RequestContext
+from andthen.gateway.services import Services
 from andthen.plan.abilities import Ability
-from andthen.server.access import allows_model, check_model
-from andthen.server.http import JSON, Exchange
-from andthen.server.services import Services
-from andthen.sources import Deployment
 
 _encode = msgspec.json.Encoder().encode
 
 
-async def list_models(services: Services, exchange: Exchange) -> None:
+async def list_models(ctx: RequestContext) -> None:
     cards = [
-        _card(services, name, deployment)
-        for name, deployment in services.catalog.listed()
-        if allows_model(exchange.key, name)
+        _card(ctx.services, name, deployment)
+        for name, deployment in ctx.services.catalog.listed()
+        if allows_model(ctx.key, name)
     ]
-    await exchange.reply(200, JSON, _encode(ModelList(data=cards)))
+    await ctx.reply(200, JSON, _encode(ModelList(data=cards)))
 
 
-async def show_model(services: Services, exchange: Exchange) -> None:
+async def show_model(ctx: RequestContext) -> None:
     """The one that the path ends with."""
-    _, _, name = exchange.path.partition("/models/")
-    deployment = services.catalog.find(name)
-    check_model(exchange.key, name)
-    card = _card(services, str(parse_name(name)), deployment)
-    await exchange.reply(200, JSON, _encode(card))
+    _, _, name = ctx.path.partition("/models/")
+    deployment = ctx.services.catalog.find(name)
+    check_model(ctx.key, name)
+    card = _card(ctx.services, str(parse_name(name)), deployment)
+    await ctx.reply(200, JSON, _encode(card))
 
 
 def _card(services: Services, name: str, deployment: Deployment) -> ModelCard:

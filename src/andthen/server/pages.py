@@ -4,11 +4,9 @@ the browser is told to allow none."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from andthen.server.http import Exchange, Headers
-from andthen.server.services import Services
+from andthen.gateway.context import Handler, Headers, RequestContext
 
 FOLDER = Path(__file__).parent / "page"
 
@@ -32,22 +30,22 @@ _SAFETY: Headers = [
 ]
 
 
-def page(body: bytes, content_type: bytes) -> Callable[[Services, Exchange], Awaitable[None]]:
+def page(body: bytes, content_type: bytes) -> Handler:
     """A handler that gives this body, and 304 to who has it."""
     tag = b'"' + hashlib.sha256(body).hexdigest()[:32].encode() + b'"'
     headers = [*_SAFETY, (b"etag", tag)]
 
-    async def give(_services: Services, exchange: Exchange) -> None:
-        if tag in (exchange.header(b"if-none-match") or b""):
-            await exchange.start(304, headers)
-            await exchange.write(b"", more=False)
+    async def give(ctx: RequestContext) -> None:
+        if tag in (ctx.header(b"if-none-match") or b""):
+            ctx.start(304, headers)
+            ctx.http.end()
         else:
-            await exchange.reply(200, [(b"content-type", content_type), *headers], body)
+            await ctx.reply(200, [(b"content-type", content_type), *headers], body)
 
     return give
 
 
-def pages() -> dict[str, Callable[[Services, Exchange], Awaitable[None]]]:
+def pages() -> dict[str, Handler]:
     """Path → handler, for each file of the folder and the two names."""
     found = {
         f"/page/{file.name}": page(file.read_bytes(), _TYPES[file.suffix])

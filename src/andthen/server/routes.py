@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import msgspec
 from msgspec import Struct
@@ -12,15 +12,13 @@ from andthen import __version__
 from andthen.contract.errors import MethodNotAllowed, NotFound
 from andthen.contract.limits import Limits
 from andthen.contract.spec import COMPLETIONS, MODELS, USAGE
-from andthen.server import admin, completions, health, listing, tokenizer, usage
+from andthen.gateway import pipeline
+from andthen.gateway.context import Handler
+from andthen.server import admin, health, listing, tokenizer, usage
 from andthen.server.admin import ADMIN_AUDIT, ADMIN_KEYS, ROTATE
 from andthen.server.document import document
-from andthen.server.http import Exchange
 from andthen.server.pages import page, pages
-from andthen.server.services import Services
 from andthen.server.usage import ADMIN_USAGE
-
-Handler = Callable[[Services, Exchange], Awaitable[None]]
 
 
 class Access(enum.Enum):
@@ -37,7 +35,7 @@ class Route(Struct, frozen=True):
     method: str
     handler: Handler
     access: Access
-    chatty: bool = False
+    quiet: bool = False
     """Asked so often or in such numbers that the log tells of it only at the debug level."""
 
     others: Mapping[str, Handler] = {}
@@ -59,7 +57,7 @@ class Routes:
     def __init__(self, limits: Limits) -> None:
         self._by_path: dict[str, Route] = {}
         for path in COMPLETIONS:
-            self._by_path[path] = Route("completions", "POST", completions.complete, Access.KEY)
+            self._by_path[path] = Route("completions", "POST", pipeline.complete, Access.KEY)
         for root in (*COMPLETIONS, ""):
             self._by_path |= {
                 f"{root}/tokenize": Route("tokenize", "POST", tokenizer.tokenize, Access.KEY_OFF_LOOPBACK),
@@ -70,11 +68,11 @@ class Routes:
             }
         for path in MODELS:
             self._by_path[path] = Route("models", "GET", listing.list_models, Access.KEY)
-        self._by_path["/healthz"] = Route("healthz", "GET", health.healthz, Access.OPEN, chatty=True)
-        self._by_path["/readyz"] = Route("readyz", "GET", health.readyz, Access.OPEN, chatty=True)
-        self._by_path["/metrics"] = Route("metrics", "GET", health.metrics, Access.METRICS, chatty=True)
+        self._by_path["/healthz"] = Route("healthz", "GET", health.healthz, Access.OPEN, quiet=True)
+        self._by_path["/readyz"] = Route("readyz", "GET", health.readyz, Access.OPEN, quiet=True)
+        self._by_path["/metrics"] = Route("metrics", "GET", health.metrics, Access.METRICS, quiet=True)
         described = page(msgspec.json.encode(document(limits, version=__version__)), b"application/json")
-        self._by_path["/openapi.json"] = Route("openapi", "GET", described, Access.OPEN, chatty=True)
+        self._by_path["/openapi.json"] = Route("openapi", "GET", described, Access.OPEN, quiet=True)
         self._by_path[ADMIN_KEYS] = Route(
             "admin_keys", "GET", admin.list_keys, Access.ADMIN, others={"POST": admin.create_key}
         )
@@ -88,7 +86,7 @@ class Routes:
         )  # fmt: skip
         self._rotate = Route("admin_rotate", "POST", admin.rotate_key, Access.ADMIN)
         for path, handler in pages().items():
-            self._by_path[path] = Route("page", "GET", handler, Access.OPEN, chatty=True)
+            self._by_path[path] = Route("page", "GET", handler, Access.OPEN, quiet=True)
         self._model = Route("model", "GET", listing.show_model, Access.KEY)
         self._below_models = tuple(f"{path}/" for path in MODELS)
 

@@ -6,6 +6,7 @@ from urllib.parse import parse_qs
 
 import msgspec
 
+from andthen.auth.permissions import allows_model, check_model
 from andthen.contract.errors import BadRequest, EngineRestarted, ModelNotFound
 from andthen.contract.tokenizer import (
     DetokenizeReply,
@@ -15,49 +16,45 @@ from andthen.contract.tokenizer import (
     parse_tokenize,
 )
 from andthen.engine.messages import ModelInfo
-from andthen.server.access import allows_model, check_model
-from andthen.server.http import JSON, Exchange
-from andthen.server.services import Services
+from andthen.gateway.context import JSON, RequestContext
 
 _encode = msgspec.json.Encoder().encode
 
 
-async def tokenize(services: Services, exchange: Exchange) -> None:
-    asked = parse_tokenize(await exchange.body(), services.limits)
-    model = _model(services, exchange, asked.model)
-    tokens = await services.engine.tokenize(
+async def tokenize(ctx: RequestContext) -> None:
+    asked = parse_tokenize(await ctx.body(), ctx.services.limits)
+    model = _model(ctx, asked.model)
+    tokens = await ctx.services.engine.tokenize(
         model.name, asked.prompt, add_special=asked.add_special_tokens, parse_special=asked.parse_special
     )
-    await exchange.reply(200, JSON, _encode(TokenizeReply(tokens)))
+    await ctx.reply(200, JSON, _encode(TokenizeReply(tokens)))
 
 
-async def detokenize(services: Services, exchange: Exchange) -> None:
-    asked = parse_detokenize(await exchange.body(), services.limits)
-    model = _model(services, exchange, asked.model)
-    await exchange.reply(
-        200, JSON, _encode(DetokenizeReply(await services.engine.detokenize(model.name, asked.tokens)))
-    )
+async def detokenize(ctx: RequestContext) -> None:
+    asked = parse_detokenize(await ctx.body(), ctx.services.limits)
+    model = _model(ctx, asked.model)
+    await ctx.reply(200, JSON, _encode(DetokenizeReply(await ctx.services.engine.detokenize(model.name, asked.tokens))))
 
 
-async def tokenizer_info(services: Services, exchange: Exchange) -> None:
+async def tokenizer_info(ctx: RequestContext) -> None:
     """Of the model that the query names, as `?model=local/NAME`."""
     try:
-        named = parse_qs(exchange.query.decode(), max_num_fields=16).get("model")
+        named = parse_qs(ctx.query.decode(), max_num_fields=16).get("model")
     except ValueError:
         raise BadRequest("The query can't be read: send `?model=local/NAME`.", param="model") from None
-    model = _model(services, exchange, named[0] if named else None)
+    model = _model(ctx, named[0] if named else None)
     info = TokenizerInfo(model.eos_token, model.bos_token, model.pad_token, model.chat_template)
-    await exchange.reply(200, JSON, _encode(info))
+    await ctx.reply(200, JSON, _encode(info))
 
 
-def _model(services: Services, exchange: Exchange, name: str | None) -> ModelInfo:
+def _model(ctx: RequestContext, name: str | None) -> ModelInfo:
     """The model of this name; without one the first that the key may use."""
-    models = services.engine.models
+    models = ctx.services.engine.models
     if not models:
         raise EngineRestarted("The engine is starting: send the request again.")
     if name is None:
-        name = next((known for known in models if allows_model(exchange.key, known)), next(iter(models)))
+        name = next((known for known in models if allows_model(ctx.key, known)), next(iter(models)))
     if name not in models:
         raise ModelNotFound("There is no such local model: `GET /v1/models` lists the names.", param="model")
-    check_model(exchange.key, name)
+    check_model(ctx.key, name)
     return models[name]

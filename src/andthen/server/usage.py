@@ -19,8 +19,7 @@ from andthen.books.store import BooksError, Store
 from andthen.books.store.usage import UsageRow
 from andthen.contract.errors import BadRequest, InvalidApiKey, LedgerUnavailable
 from andthen.contract.usage import DAYS_MAX, BudgetStanding, UsageDay, UsageReply
-from andthen.server.http import JSON, Exchange
-from andthen.server.services import Services
+from andthen.gateway.context import JSON, RequestContext
 
 ADMIN_USAGE = "/admin/usage"
 _DAYS = 31
@@ -39,20 +38,20 @@ class UsageList(Struct, kw_only=True):
     """By day, key and model, oldest first."""
 
 
-async def show_usage(services: Services, exchange: Exchange) -> None:
+async def show_usage(ctx: RequestContext) -> None:
     """Of the caller's own key, as the query says, `?days=31`; and what is left of its budgets."""
-    days = _days(exchange.query)
-    if exchange.key is None:
+    days = _days(ctx.query)
+    if ctx.key is None:
         raise InvalidApiKey("No API key was sent: send it as the header `x-api-key` or as a bearer token.")
-    reply = await _ask(services.store, functools.partial(_own, key=exchange.key, days=days))
-    await exchange.reply(200, JSON, _encode(reply))
+    reply = await _ask(ctx.services.store, functools.partial(_own, key=ctx.key, days=days))
+    await ctx.reply(200, JSON, _encode(reply))
 
 
-async def list_usage(services: Services, exchange: Exchange) -> None:
+async def list_usage(ctx: RequestContext) -> None:
     """Of all keys; as the query says, `?days=31`."""
-    days = _days(exchange.query)
-    rows = await _ask(services.store, functools.partial(_all, days=days))
-    await exchange.reply(200, JSON, _encode(UsageList(data=rows)))
+    days = _days(ctx.query)
+    rows = await _ask(ctx.services.store, functools.partial(_all, days=days))
+    await ctx.reply(200, JSON, _encode(UsageList(data=rows)))
 
 
 async def _ask(store: Store, read: Callable[[Store], _Told]) -> _Told:

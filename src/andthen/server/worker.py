@@ -22,10 +22,8 @@ import msgspec
 import structlog
 import uvloop
 from msgspec import Struct
-from prometheus_client import CollectorRegistry
 
 from andthen import child
-from andthen.observability import logs, metrics
 from andthen.accounts import Accounts, CountTokens
 from andthen.books.hub import HubLimiter
 from andthen.books.limits import Limiter
@@ -41,19 +39,23 @@ from andthen.books.watch import KeyWatch
 from andthen.books.writer import LedgerWriter
 from andthen.cache.memory import MemoryStore
 from andthen.cache.settings import CacheSettings
-from andthen.catalog import Catalog
 from andthen.contract.limits import Limits
 from andthen.engine.client import EngineClient
+from andthen.gateway.catalog import Catalog
+from andthen.gateway.local import LocalBackend
+from andthen.gateway.response_cache import Cache, Outcome
+from andthen.gateway.services import Phase, Services
+from andthen.http.client import HttpClient
+from andthen.http.deadlines import DeadlineQueue
 from andthen.http.server import HttpServer
+from andthen.observability import logs, metrics
+from andthen.observability.access_log import AccessLog
+from andthen.observability.metric_store import MetricStore
 from andthen.server.app import App
-from andthen.server.recall import Cache, Outcome
 from andthen.server.renewal import Offers
 from andthen.server.routes import Routes
-from andthen.server.services import Phase, Services
 from andthen.server.settings import ServerSettings
-from andthen.sources import Local
 from andthen.telemetry.settings import TelemetrySettings
-from andthen.transport import Transport
 from andthen.vendors.settings import Upstream
 
 if TYPE_CHECKING:
@@ -113,28 +115,32 @@ def spawn(boot: WorkerBoot) -> subprocess.Popen[bytes]:
     return child.spawn(COMMAND, boot, descriptors=[boot.listening_fd], environment={})
 
 
-async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], None] = lambda: None) -> None:
-    """Serves until `stop` is set and what then runs has ended, at most `drain_s` later.
+async def serve(
+    boot: WorkerBoot, stop: asyncio.Event, metric_store: MetricStore, on_serving: Callable[[], None] = lambda: None
+) -> None:
+    """Serves until `stop` is set and the requests that run then have ended, at most `drain_s` later.
 
     Args:
-        on_serving: called once, when a completion would be taken.
+        on_serving: called once, when completions are accepted.
     """
     store = await asyncio.to_thread(open_store, boot.database, durability=boot.books.durability)
-    measured = metrics.ServerMetrics(CollectorRegistry())
+    measured = metrics.ServerMetrics(metric_store)
     try:
         async with (
             KeyWatch(store) as keys,
             _limiter(boot, measured) as limiter,
             _cache(boot.cache, measured) as cache,
             EngineClient(boot.engine_path) as engine,
-            Transport() as transport,
-            LedgerWriter(store, _holder(boot.place), Path(boot.home), measured.note_ledger) as pen,
+            HttpClient() as client,
+            LedgerWriter(store, _holder(boot.place), Path(boot.home), measured.set_ledger_healthy) as pen,
             Retention(store, boot.books),
             Texts(store, boot.books) as texts,
             KeptReplies(store, pen.holder, boot.books) as replies,
             _telemetry(boot) as telemetry,
         ):
             phase = Phase()
+            access_log = AccessLog()
+            deadlines = DeadlineQueue(asyncio.get_running_loop())
 
             def services(live: LiveSettings) -> Services:
                 prices = price_book(live.prices)
@@ -144,7 +150,7 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
                     store=store,
                     keys=keys,
                     engine=engine,
-                    catalog=Catalog(Local(engine, live.limits).deployments, live.upstream, transport, live.limits),
+                    catalog=Catalog(LocalBackend(engine, live.limits).deployments, live.upstream, client, live.limits),
                     prices=prices,
                     accounts=Accounts(pen, prices, _counting(engine)),
                     limiter=limiter,
@@ -152,6 +158,9 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
                     cache=cache,
                     replies=replies,
                     metrics=measured,
+                    deadlines=deadlines,
+                    access_log=access_log,
+                    run_dir=Path(boot.run_dir),
                     telemetry=telemetry,
                     started_at=boot.started_at,
                     phase=phase,
@@ -160,8 +169,12 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
             front = _Front(services, boot.live)
             async with Offers(offers_path(Path(boot.run_dir), boot.place), front.prepare):
                 await _first_engine(engine, stop)
-                if not stop.is_set():
-                    await _serve_http(boot, front, stop, on_serving)
+                try:
+                    if not stop.is_set():
+                        await _serve_http(boot, front, stop, on_serving)
+                finally:
+                    access_log.flush()
+                    deadlines.close()
     finally:
         store.close()
 
@@ -172,9 +185,7 @@ def _limiter(boot: WorkerBoot, measured: metrics.ServerMetrics) -> contextlib.Ab
         from andthen.books.shared import SharedLimiter  # its client is an extra of the package
 
         answer = "refused" if boot.books.redis_gone == "closed" else "admitted"
-        return SharedLimiter(
-            boot.books.redis, gone=boot.books.redis_gone, on_gone=measured.uncounted.labels(answer).inc
-        )
+        return SharedLimiter(boot.books.redis, gone=boot.books.redis_gone, on_gone=measured.uncounted[answer].inc)
     return HubLimiter(boot.hub_path) if boot.hub_path else contextlib.nullcontext(MemoryLimiter())
 
 
@@ -233,7 +244,7 @@ class _Front:
         self._make_services = services
         self._services = services(live)
         self.app = App(self._services)
-        self.http = HttpServer(self.app, live.server)
+        self.http = HttpServer(self.app, live.server, self._services.deadlines)
 
     @property
     def drain_s(self) -> float:
@@ -246,10 +257,10 @@ class _Front:
         routes = Routes(live.limits)
 
         def take() -> None:
-            services.catalog.keep_health(self._services.catalog)
+            services.catalog.take_breakers(self._services.catalog)
             self._services = services
             self.http.settings = live.server
-            self.app.renew(services, routes)
+            self.app.replace(services, routes)
             logs.configure(live.logs)
 
         return take
@@ -288,7 +299,6 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     boot = child.read_boot(WorkerBoot)
     logs.configure(boot.live.logs)
-    metrics.join(Path(boot.run_dir), boot.place)
     raise_open_files()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(_serve_until_told(boot))
@@ -298,7 +308,7 @@ async def _serve_until_told(boot: WorkerBoot) -> None:
     stop = asyncio.Event()
     child.on_told_to_stop(stop.set)
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
-    await serve(boot, stop)
+    await serve(boot, stop, metrics.shared_store(Path(boot.run_dir), boot.place))
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ import pytest
 import trustme
 
 from andthen.contract.errors import UpstreamUnreachable
-from andthen.transport import Transport
+from andthen.http.client import HttpClient
 from andthen.vendors.settings import Access
 from andthen.wire.base import Call
-from tests.transport.peers import Peer, access, call, polite, proxying, serving
+from tests.http.peers import Peer, access, call, polite, proxying, serving
 
 
 @pytest.fixture(scope="session")
@@ -41,13 +41,13 @@ def certified(authority: trustme.CA, name: str) -> ssl.SSLContext:
     return context
 
 
-async def ask(transport: Transport, asked: Call, way: Access) -> bytes:
-    async with transport.perform(asked, way, "Peer") as reply:
+async def ask(client: HttpClient, asked: Call, way: Access) -> bytes:
+    async with client.perform(asked, way, "Peer") as reply:
         return b"".join([chunk async for chunk in reply.chunks()])
 
 
-async def unreachable(transport: Transport, asked: Call, way: Access) -> str:
-    reply = transport.perform(asked, way, "Peer")
+async def unreachable(client: HttpClient, asked: Call, way: Access) -> str:
+    reply = client.perform(asked, way, "Peer")
     with pytest.raises(UpstreamUnreachable) as caught:
         async with reply:
             raise AssertionError
@@ -55,47 +55,45 @@ async def unreachable(transport: Transport, asked: Call, way: Access) -> str:
     return str(caught.value)
 
 
-async def test_an_authority_of_the_operators_is_trusted(
-    transport: Transport, tls: ssl.SSLContext, ca_file: str
-) -> None:
+async def test_an_authority_of_the_operators_is_trusted(client: HttpClient, tls: ssl.SSLContext, ca_file: str) -> None:
     async with serving(polite, tls) as upstream:
         for _ in range(2):
-            assert await ask(transport, call(upstream), access(ca_file=ca_file)) == b"hello"
+            assert await ask(client, call(upstream), access(ca_file=ca_file)) == b"hello"
     assert upstream.accepted == 1
 
 
-async def test_an_authority_that_nobody_named_is_not_trusted(transport: Transport, tls: ssl.SSLContext) -> None:
+async def test_an_authority_that_nobody_named_is_not_trusted(client: HttpClient, tls: ssl.SSLContext) -> None:
     async with serving(polite, tls) as upstream:
-        assert "certificate is not to be trusted" in await unreachable(transport, call(upstream), access())
+        assert "certificate is not to be trusted" in await unreachable(client, call(upstream), access())
     assert upstream.requests == []
 
 
 async def test_a_certificate_for_another_name_is_not_trusted(
-    transport: Transport, authority: trustme.CA, ca_file: str
+    client: HttpClient, authority: trustme.CA, ca_file: str
 ) -> None:
     async with serving(polite, certified(authority, "elsewhere.example")) as upstream:
-        told = await unreachable(transport, call(upstream), access(ca_file=ca_file))
+        told = await unreachable(client, call(upstream), access(ca_file=ca_file))
     assert "certificate is not to be trusted" in told
 
 
-async def test_a_server_without_tls_is_unreachable_by_https(transport: Transport) -> None:
+async def test_a_server_without_tls_is_unreachable_by_https(client: HttpClient) -> None:
     async def script(peer: Peer) -> None:
         await peer.reader.read(1)
         await peer.say(b"HTTP/1.1 400 Bad request\r\n\r\n")
 
     async with serving(script) as upstream:
-        told = await unreachable(transport, call(upstream.address.replace("http:", "https:")), access())
+        told = await unreachable(client, call(upstream.address.replace("http:", "https:")), access())
     assert "TLS failed" in told
 
 
 @pytest.mark.parametrize("content", [None, "", "no certificate"])
 async def test_a_file_without_certificates_is_unreachable(
-    transport: Transport, tmp_path: Path, content: str | None
+    client: HttpClient, tmp_path: Path, content: str | None
 ) -> None:
     file = tmp_path / "ca.pem"
     if content is not None:
         file.write_text(content)
-    assert "can't be reached" in await unreachable(transport, call("https://127.0.0.1"), access(ca_file=str(file)))
+    assert "can't be reached" in await unreachable(client, call("https://127.0.0.1"), access(ca_file=str(file)))
 
 
 CREDENTIALS = "Basic " + base64.b64encode(b"us er:p@ss").decode()
@@ -103,36 +101,36 @@ CREDENTIALS = "Basic " + base64.b64encode(b"us er:p@ss").decode()
 
 @pytest.mark.parametrize("encrypted", [False, True], ids=["http", "https"])
 async def test_a_call_goes_through_the_proxy_with_its_credentials(
-    transport: Transport, tls: ssl.SSLContext, ca_file: str, encrypted: bool
+    client: HttpClient, tls: ssl.SSLContext, ca_file: str, encrypted: bool
 ) -> None:
     async with serving(polite, tls if encrypted else None) as upstream, proxying(credentials=CREDENTIALS) as proxy:
         way = access(proxy=proxy.address.replace("//", "//us%20er:p%40ss@"), ca_file=ca_file)
         for _ in range(2):
-            assert await ask(transport, call(upstream), way) == b"hello"
+            assert await ask(client, call(upstream), way) == b"hello"
     assert proxy.accepted == 1
     assert proxy.requests[0].startswith(b"CONNECT " if encrypted else b"POST http://127.0.0.1")
     assert encrypted is (b"proxy-authorization" not in upstream.requests[0].lower())
 
 
-async def test_a_proxy_that_refuses_is_unreachable(transport: Transport, tls: ssl.SSLContext, ca_file: str) -> None:
+async def test_a_proxy_that_refuses_is_unreachable(client: HttpClient, tls: ssl.SSLContext, ca_file: str) -> None:
     async with serving(polite, tls) as upstream, proxying(refuses=True) as proxy:
-        told = await unreachable(transport, call(upstream), access(proxy=proxy.address, ca_file=ca_file))
+        told = await unreachable(client, call(upstream), access(proxy=proxy.address, ca_file=ca_file))
     assert "the proxy answered 407" in told
 
 
-async def test_a_proxy_that_is_away_is_unreachable(transport: Transport) -> None:
+async def test_a_proxy_that_is_away_is_unreachable(client: HttpClient) -> None:
     async with serving(polite) as upstream, proxying() as proxy:
         pass
-    assert "the proxy: connection refused" in await unreachable(transport, call(upstream), access(proxy=proxy.address))
+    assert "the proxy: connection refused" in await unreachable(client, call(upstream), access(proxy=proxy.address))
 
 
-async def test_the_proxys_own_address_may_be_private(transport: Transport) -> None:
+async def test_the_proxys_own_address_may_be_private(client: HttpClient) -> None:
     async with proxying(refuses=True) as proxy:
-        async with transport.perform(
+        async with client.perform(
             call("http://vendor.example"), access(proxy=proxy.address, private=False), "Peer"
         ) as reply:
             assert reply.status == 407
-        told = await unreachable(transport, call("http://10.0.0.1"), access(proxy=proxy.address, private=False))
+        told = await unreachable(client, call("http://10.0.0.1"), access(proxy=proxy.address, private=False))
     assert "address is private" in told
 
 
@@ -165,8 +163,8 @@ def literal(address: str) -> Call:
 
 
 @pytest.mark.parametrize("address", PRIVATE)
-async def test_private_addresses_are_refused(transport: Transport, address: str) -> None:
-    told = await unreachable(transport, literal(address), access(private=False))
+async def test_private_addresses_are_refused(client: HttpClient, address: str) -> None:
+    told = await unreachable(client, literal(address), access(private=False))
     assert "its address is private" in told
     assert address not in told
 
@@ -192,10 +190,10 @@ def named(monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
 @pytest.mark.asyncio(loop_factories=["asyncio"])
 @pytest.mark.parametrize("address", PRIVATE)
 async def test_names_of_private_addresses_are_refused(
-    transport: Transport, monkeypatch: pytest.MonkeyPatch, nothing_connects: list[str], address: str
+    client: HttpClient, monkeypatch: pytest.MonkeyPatch, nothing_connects: list[str], address: str
 ) -> None:
     named(monkeypatch, address)
-    told = await unreachable(transport, call("http://vendor.example"), access(private=False))
+    told = await unreachable(client, call("http://vendor.example"), access(private=False))
     assert "its address is private" in told
     assert nothing_connects == []
 
@@ -203,38 +201,36 @@ async def test_names_of_private_addresses_are_refused(
 @pytest.mark.asyncio(loop_factories=["asyncio"])
 @pytest.mark.parametrize("address", PUBLIC)
 async def test_public_addresses_are_connected_to(
-    transport: Transport, monkeypatch: pytest.MonkeyPatch, nothing_connects: list[str], address: str
+    client: HttpClient, monkeypatch: pytest.MonkeyPatch, nothing_connects: list[str], address: str
 ) -> None:
     named(monkeypatch, address)
-    assert "refused" in await unreachable(transport, call("http://vendor.example"), access(private=False))
+    assert "refused" in await unreachable(client, call("http://vendor.example"), access(private=False))
     assert nothing_connects == [address]
 
 
 @pytest.mark.asyncio(loop_factories=["asyncio"])
 async def test_of_mixed_answers_only_the_public_is_connected_to(
-    transport: Transport, monkeypatch: pytest.MonkeyPatch, nothing_connects: list[str]
+    client: HttpClient, monkeypatch: pytest.MonkeyPatch, nothing_connects: list[str]
 ) -> None:
     named(monkeypatch, "127.0.0.1", "1.1.1.1", "::1", "2606:4700::1111")
-    await unreachable(transport, call("http://vendor.example"), access(private=False))
+    await unreachable(client, call("http://vendor.example"), access(private=False))
     assert set(nothing_connects) == {"1.1.1.1", "2606:4700::1111"}
 
 
 @pytest.mark.asyncio(loop_factories=["asyncio"])
-async def test_a_name_that_nobody_knows_is_unreachable(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_name_that_nobody_knows_is_unreachable(client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: Any, **__: Any) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    assert "can't be resolved" in await unreachable(transport, call("http://vendor.example"), access())
+    assert "can't be resolved" in await unreachable(client, call("http://vendor.example"), access())
 
 
 @pytest.mark.parametrize("private", [False, True])
-async def test_a_private_address_is_reached_where_the_configuration_says_so(
-    transport: Transport, private: bool
-) -> None:
+async def test_a_private_address_is_reached_where_the_configuration_says_so(client: HttpClient, private: bool) -> None:
     async with serving(polite) as upstream:
         if private:
-            assert await ask(transport, call(upstream), access(private=True)) == b"hello"
+            assert await ask(client, call(upstream), access(private=True)) == b"hello"
         else:
-            await unreachable(transport, call(upstream), access(private=False))
+            await unreachable(client, call(upstream), access(private=False))
     assert upstream.accepted == int(private)

@@ -1,4 +1,4 @@
-"""Each test of the transport runs on both event loops: asyncio's own, and the workers'."""
+"""Each test of the client runs on both event loops: asyncio's own, and the workers'."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 import pytest
 import uvloop
 
-from andthen.transport import Transport
+from andthen.http.client import HttpClient
 
 
 def pytest_asyncio_loop_factories(
@@ -18,6 +18,6 @@ def pytest_asyncio_loop_factories(
 
 
 @pytest.fixture
-async def transport() -> AsyncIterator[Transport]:
-    async with Transport() as open_transport:
-        yield open_transport
+async def client() -> AsyncIterator[HttpClient]:
+    async with HttpClient() as open_client:
+        yield open_client

@@ -11,12 +11,12 @@ import pytest
 
 from andthen import __version__
 from andthen.contract.errors import UpstreamError, UpstreamGarbled, UpstreamUnreachable
-from andthen.transport import Transport
-from tests.transport.peers import HELLO, STREAM, Peer, access, call, polite, saying, serving
+from andthen.http.client import HttpClient
+from tests.http.peers import HELLO, STREAM, Peer, access, call, polite, saying, serving
 
 
-async def test_a_reply_has_its_status_its_headers_in_lower_case_and_its_body(transport: Transport) -> None:
-    async with serving(polite) as upstream, transport.perform(call(upstream), access(), "Peer") as reply:
+async def test_a_reply_has_its_status_its_headers_in_lower_case_and_its_body(client: HttpClient) -> None:
+    async with serving(polite) as upstream, client.perform(call(upstream), access(), "Peer") as reply:
         assert reply.status == 200
         assert ("content-type", "text/plain") in reply.headers
         assert await reply.body(5) == b"hello"
@@ -24,7 +24,7 @@ async def test_a_reply_has_its_status_its_headers_in_lower_case_and_its_body(tra
         assert reply.reached
 
 
-async def test_the_request_goes_out_as_the_language_wrote_it(transport: Transport) -> None:
+async def test_the_request_goes_out_as_the_language_wrote_it(client: HttpClient) -> None:
     asked = call(
         "",
         path="/model/a%3Ab%2Fc/x?alt=sse&q=%41",
@@ -35,7 +35,7 @@ async def test_the_request_goes_out_as_the_language_wrote_it(transport: Transpor
         asked = type(asked)(
             url=upstream.address + asked.url, headers=asked.headers, body=asked.body, streams=True, method="POST"
         )
-        async with transport.perform(asked, access(), "Peer") as reply:
+        async with client.perform(asked, access(), "Peer") as reply:
             await reply.body(5)
     head, body = upstream.requests[0].split(b"\r\n\r\n")
     line, *headers = head.decode().lower().split("\r\n")
@@ -54,7 +54,7 @@ async def test_the_request_goes_out_as_the_language_wrote_it(transport: Transpor
     }
 
 
-async def test_a_body_comes_as_it_is_made(transport: Transport) -> None:
+async def test_a_body_comes_as_it_is_made(client: HttpClient) -> None:
     more = asyncio.Event()
 
     async def script(peer: Peer) -> None:
@@ -66,7 +66,7 @@ async def test_a_body_comes_as_it_is_made(transport: Transport) -> None:
             more.clear()
         await peer.say(b"0\r\n\r\n")
 
-    async with serving(script) as upstream, transport.perform(call(upstream), access(), "Peer") as reply:
+    async with serving(script) as upstream, client.perform(call(upstream), access(), "Peer") as reply:
         seen = []
         async for chunk in reply.chunks():
             seen.append(chunk)
@@ -74,32 +74,32 @@ async def test_a_body_comes_as_it_is_made(transport: Transport) -> None:
     assert seen == [b"one", b"two", b"three"]
 
 
-async def test_connections_are_kept_for_the_next_call(transport: Transport) -> None:
+async def test_connections_are_kept_for_the_next_call(client: HttpClient) -> None:
     async with serving(polite) as upstream:
         for _ in range(5):
-            async with transport.perform(call(upstream), access(), "Peer") as reply:
+            async with client.perform(call(upstream), access(), "Peer") as reply:
                 assert [chunk async for chunk in reply.chunks()] == [b"hello"]
     assert upstream.accepted == 1
     assert len(upstream.requests) == 5
 
 
-async def test_a_refusals_head_leaves_the_connection_to_the_next_call(transport: Transport) -> None:
+async def test_a_refusals_head_leaves_the_connection_to_the_next_call(client: HttpClient) -> None:
     async with serving(polite) as upstream:
         for _ in range(2):
-            async with transport.perform(call(upstream), access(), "Peer") as reply:
+            async with client.perform(call(upstream), access(), "Peer") as reply:
                 assert await reply.head(100) == b"hello"
     assert upstream.accepted == 1
 
 
-async def test_ways_to_reach_a_server_share_no_connections(transport: Transport) -> None:
+async def test_ways_to_reach_a_server_share_no_connections(client: HttpClient) -> None:
     async with serving(polite) as upstream, serving(polite) as other:
         for way in (access(), access(proxy=other.address), access()):
-            async with transport.perform(call(upstream), way, "Peer") as reply:
+            async with client.perform(call(upstream), way, "Peer") as reply:
                 await reply.body(5)
     assert (upstream.accepted, other.accepted) == (1, 1)
 
 
-async def test_no_call_waits_for_another(transport: Transport) -> None:
+async def test_no_call_waits_for_another(client: HttpClient) -> None:
     everybody = asyncio.Barrier(150)
 
     async def script(peer: Peer) -> None:
@@ -108,14 +108,14 @@ async def test_no_call_waits_for_another(transport: Transport) -> None:
         await peer.say(HELLO)
 
     async def ask() -> bytes:
-        async with transport.perform(call(upstream), access(), "Peer") as reply:
+        async with client.perform(call(upstream), access(), "Peer") as reply:
             return await reply.body(5)
 
     async with serving(script) as upstream:
         assert set(await asyncio.gather(*(ask() for _ in range(150)))) == {b"hello"}
 
 
-async def test_leaving_early_closes_the_connection_at_once(transport: Transport) -> None:
+async def test_leaving_early_closes_the_connection_at_once(client: HttpClient) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.say(STREAM)
@@ -124,14 +124,14 @@ async def test_leaving_early_closes_the_connection_at_once(transport: Transport)
         upstream.left.set()
 
     async with serving(script) as upstream:
-        async with transport.perform(call(upstream), access(), "Peer") as reply:
+        async with client.perform(call(upstream), access(), "Peer") as reply:
             async for _ in reply.chunks():
                 break
         assert await upstream.sees_the_end() < 0.5
 
 
 @pytest.mark.parametrize("said", [b"", STREAM, STREAM + b"3\r\none\r\n"], ids=["nothing", "headers", "a chunk"])
-async def test_a_cancellation_passes_through_and_closes_the_connection(transport: Transport, said: bytes) -> None:
+async def test_a_cancellation_passes_through_and_closes_the_connection(client: HttpClient, said: bytes) -> None:
     heard = asyncio.Event()
 
     async def script(peer: Peer) -> None:
@@ -142,7 +142,7 @@ async def test_a_cancellation_passes_through_and_closes_the_connection(transport
         upstream.left.set()
 
     async def ask() -> None:
-        async with transport.perform(call(upstream), access(), "Peer") as reply:
+        async with client.perform(call(upstream), access(), "Peer") as reply:
             async for _ in reply.chunks():
                 pass
 
@@ -156,7 +156,7 @@ async def test_a_cancellation_passes_through_and_closes_the_connection(transport
         assert await upstream.sees_the_end() < 0.5
 
 
-async def test_a_request_that_the_vendor_does_not_take_is_dropped_when_its_caller_leaves(transport: Transport) -> None:
+async def test_a_request_that_the_vendor_does_not_take_is_dropped_when_its_caller_leaves(client: HttpClient) -> None:
     leave = asyncio.Event()
     taken = 0
 
@@ -176,7 +176,7 @@ async def test_a_request_that_the_vendor_does_not_take_is_dropped_when_its_calle
     body = b" " * 2**25
 
     async def ask() -> None:
-        async with transport.perform(call(upstream, body=body), access(), "Peer"):
+        async with client.perform(call(upstream, body=body), access(), "Peer"):
             raise AssertionError
 
     async with serving(script) as upstream:
@@ -193,49 +193,49 @@ async def test_a_request_that_the_vendor_does_not_take_is_dropped_when_its_calle
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
-async def test_redirects_are_not_followed(transport: Transport, status: int) -> None:
+async def test_redirects_are_not_followed(client: HttpClient, status: int) -> None:
     async with serving(polite) as target:
         moved = b"HTTP/1.1 %d Moved\r\nlocation: %s\r\ncontent-length: 0\r\n\r\n" % (status, target.address.encode())
         async with (
             serving(saying(moved)) as upstream,
-            transport.perform(call(upstream), access(), "Peer") as reply,
+            client.perform(call(upstream), access(), "Peer") as reply,
         ):
             assert reply.status == status
     assert target.accepted == 0
 
 
-async def test_cookies_are_not_kept(transport: Transport) -> None:
+async def test_cookies_are_not_kept(client: HttpClient) -> None:
     baker = b"HTTP/1.1 200 OK\r\nset-cookie: a=b\r\ncontent-length: 0\r\n\r\n"
     async with serving(saying(baker, baker)) as upstream:
         for _ in range(2):
-            async with transport.perform(call(upstream), access(), "Peer") as reply:
+            async with client.perform(call(upstream), access(), "Peer") as reply:
                 await reply.body(0)
     assert b"cookie" not in upstream.requests[1].lower()
 
 
-async def test_a_body_that_is_too_long_is_an_error(transport: Transport) -> None:
+async def test_a_body_that_is_too_long_is_an_error(client: HttpClient) -> None:
     async with serving(polite) as upstream:
         with pytest.raises(UpstreamGarbled, match="longer than 4 bytes"):
-            async with transport.perform(call(upstream), access(), "Peer") as reply:
+            async with client.perform(call(upstream), access(), "Peer") as reply:
                 await reply.body(4)
 
 
-async def test_the_head_of_a_refusal_is_what_came_of_it(transport: Transport) -> None:
+async def test_the_head_of_a_refusal_is_what_came_of_it(client: HttpClient) -> None:
     refusal = b"HTTP/1.1 429 Slow down\r\ncontent-length: 100\r\n\r\nwait a"
     async with (
         serving(saying(refusal)) as upstream,
-        transport.perform(call(upstream), access(), "Peer") as reply,
+        client.perform(call(upstream), access(), "Peer") as reply,
     ):
         assert reply.status == 429
         assert await reply.head(4) == b"wait"
     async with (
         serving(saying(refusal)) as upstream,
-        transport.perform(call(upstream), access(), "Peer") as reply,
+        client.perform(call(upstream), access(), "Peer") as reply,
     ):
         assert b"wait a".startswith(await reply.head(100))
 
 
-async def test_a_kept_connection_that_the_vendor_closes_has_carried_nothing(transport: Transport) -> None:
+async def test_a_kept_connection_that_the_vendor_closes_has_carried_nothing(client: HttpClient) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.say(HELLO)
@@ -243,9 +243,9 @@ async def test_a_kept_connection_that_the_vendor_closes_has_carried_nothing(tran
         peer.reset()
 
     async with serving(script) as upstream:
-        async with transport.perform(call(upstream), access(), "Peer") as reply:
+        async with client.perform(call(upstream), access(), "Peer") as reply:
             await reply.body(5)
-        again = transport.perform(call(upstream), access(), "Peer")
+        again = client.perform(call(upstream), access(), "Peer")
         with pytest.raises(UpstreamUnreachable, match="closed the connection before it began its reply"):
             async with again:
                 raise AssertionError
@@ -254,12 +254,12 @@ async def test_a_kept_connection_that_the_vendor_closes_has_carried_nothing(tran
     assert len(upstream.requests) == 2
 
 
-async def test_a_new_connection_that_the_vendor_closes_may_have_carried_the_request(transport: Transport) -> None:
+async def test_a_new_connection_that_the_vendor_closes_may_have_carried_the_request(client: HttpClient) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
 
     async with serving(script) as upstream:
-        reply = transport.perform(call(upstream), access(), "Peer")
+        reply = client.perform(call(upstream), access(), "Peer")
         with pytest.raises(UpstreamUnreachable, match="closed the connection before it began its reply"):
             async with reply:
                 raise AssertionError
@@ -267,17 +267,17 @@ async def test_a_new_connection_that_the_vendor_closes_may_have_carried_the_requ
     assert len(upstream.requests) == 1
 
 
-async def test_the_environments_proxies_are_not_used(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_environments_proxies_are_not_used(client: HttpClient, monkeypatch: pytest.MonkeyPatch) -> None:
     async with serving(polite) as upstream, serving(polite) as proxy:
         monkeypatch.setenv("http_proxy", proxy.address)
         monkeypatch.setenv("no_proxy", "")
-        async with transport.perform(call(upstream), access(), "Peer") as reply:
+        async with client.perform(call(upstream), access(), "Peer") as reply:
             await reply.body(5)
     assert (upstream.accepted, proxy.accepted) == (1, 0)
 
 
 @pytest.mark.parametrize("said", [b"", STREAM], ids=["nothing", "headers"])
-async def test_a_transport_that_closes_ends_what_is_still_read(said: bytes) -> None:
+async def test_a_client_that_closes_ends_what_is_still_read(said: bytes) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.say(said)
@@ -285,12 +285,12 @@ async def test_a_transport_that_closes_ends_what_is_still_read(said: bytes) -> N
         upstream.left.set()
 
     async def ask() -> None:
-        async with transport.perform(call(upstream), access(), "Peer") as reply:
+        async with client.perform(call(upstream), access(), "Peer") as reply:
             async for _ in reply.chunks():
                 pass
 
     async with serving(script) as upstream:
-        async with Transport() as transport:
+        async with HttpClient() as client:
             task = asyncio.create_task(ask())
             while not upstream.requests:
                 await asyncio.sleep(0.01)

@@ -7,20 +7,18 @@ import gzip
 import ssl
 from collections.abc import Iterator
 
-import aiohttp
 import pytest
-from aiohttp import http_exceptions
 
 from andthen.contract.errors import UpstreamError, UpstreamGarbled, UpstreamTimeout, UpstreamUnreachable
-from andthen.transport import LIBRARY_ERRORS, Reply, Transport
+from andthen.http.client import LIBRARY_ERRORS, HttpClient, HttpExchange
 from andthen.vendors.settings import Access, Timeouts
 from andthen.wire.base import Call
-from tests.transport.peers import HELLO, LIMIT_S, STREAM, Peer, access, call, polite, saying, serving
+from tests.http.peers import HELLO, LIMIT_S, STREAM, Peer, access, call, polite, saying, serving
 
 
-async def failing(transport: Transport, asked: Call, way: Access) -> tuple[Reply, UpstreamError]:
+async def failing(client: HttpClient, asked: Call, way: Access) -> tuple[HttpExchange, UpstreamError]:
     """The error of a call that is read to its end."""
-    reply = transport.perform(asked, way, "Peer")
+    reply = client.perform(asked, way, "Peer")
     with pytest.raises(UpstreamError) as caught:
         async with reply:
             async for _ in reply.chunks():
@@ -57,36 +55,36 @@ WRONG_BODY = {
 
 
 @pytest.mark.parametrize("said", [*NO_HTTP.values()], ids=[*NO_HTTP])
-async def test_what_is_not_http_is_garbled(transport: Transport, said: bytes) -> None:
+async def test_what_is_not_http_is_garbled(client: HttpClient, said: bytes) -> None:
     async with serving(saying(said)) as upstream:
-        reply, error = await failing(transport, call(upstream), access())
+        reply, error = await failing(client, call(upstream), access())
     assert type(error) is UpstreamGarbled
     assert reply.reached
 
 
 @pytest.mark.parametrize("said", [*CUT_SHORT.values()], ids=[*CUT_SHORT])
-async def test_what_is_cut_short_never_ends_clean(transport: Transport, said: bytes) -> None:
+async def test_what_is_cut_short_never_ends_clean(client: HttpClient, said: bytes) -> None:
     async with serving(saying(said)) as upstream:
-        reply, error = await failing(transport, call(upstream), access())
+        reply, error = await failing(client, call(upstream), access())
     assert type(error) is UpstreamGarbled
     assert "ended" in str(error)
     assert reply.reached
 
 
 @pytest.mark.parametrize("said", [*WRONG_BODY.values()], ids=[*WRONG_BODY])
-async def test_a_body_against_its_headers_is_garbled(transport: Transport, said: bytes) -> None:
+async def test_a_body_against_its_headers_is_garbled(client: HttpClient, said: bytes) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.say(said)
         await peer.gone()
 
     async with serving(script) as upstream:
-        _, error = await failing(transport, call(upstream), access(between_tokens_s=2))
+        _, error = await failing(client, call(upstream), access(between_tokens_s=2))
     assert type(error) is UpstreamGarbled
 
 
 @pytest.mark.parametrize("at", range(1, len(HELLO), 7))
-async def test_a_reset_at_any_byte_is_an_error(transport: Transport, at: int) -> None:
+async def test_a_reset_at_any_byte_is_an_error(client: HttpClient, at: int) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.say(HELLO[:at])
@@ -94,27 +92,27 @@ async def test_a_reset_at_any_byte_is_an_error(transport: Transport, at: int) ->
         peer.reset()
 
     async with serving(script) as upstream:
-        reply, error = await failing(transport, call(upstream), access())
+        reply, error = await failing(client, call(upstream), access())
     assert type(error) in (UpstreamGarbled, UpstreamUnreachable)
     assert reply.reached
 
 
-async def test_what_was_compressed_unasked_is_read(transport: Transport) -> None:
+async def test_what_was_compressed_unasked_is_read(client: HttpClient) -> None:
     packed = gzip.compress(b"hello")
     said = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n%s" % (len(packed), packed)
     async with (
         serving(saying(said)) as upstream,
-        transport.perform(call(upstream), access(), "Peer") as reply,
+        client.perform(call(upstream), access(), "Peer") as reply,
     ):
         assert await reply.body(5) == b"hello"
 
 
-async def test_a_small_body_that_unpacks_to_a_huge_one_is_too_long(transport: Transport) -> None:
+async def test_a_small_body_that_unpacks_to_a_huge_one_is_too_long(client: HttpClient) -> None:
     packed = gzip.compress(bytes(2**26))
     said = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n%s" % (len(packed), packed)
     async with serving(saying(said)) as upstream:
         with pytest.raises(UpstreamGarbled, match="longer than"):
-            async with transport.perform(call(upstream), access(), "Peer") as reply:
+            async with client.perform(call(upstream), access(), "Peer") as reply:
                 await reply.body(2**20)
 
 
@@ -130,7 +128,7 @@ STALLS = {
     [(setting, said) for setting, stalls in STALLS.items() for said in stalls.values()],
     ids=[f"{setting} {at}" for setting, stalls in STALLS.items() for at in stalls],
 )
-async def test_a_stall_is_a_timeout_that_says_which(transport: Transport, setting: str, said: bytes) -> None:
+async def test_a_stall_is_a_timeout_that_says_which(client: HttpClient, setting: str, said: bytes) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.say(said)
@@ -140,7 +138,7 @@ async def test_a_stall_is_a_timeout_that_says_which(transport: Transport, settin
     async with serving(script) as upstream:
         began = asyncio.get_running_loop().time()
         reply, error = await failing(
-            transport, call(upstream), Access(timeouts=Timeouts(**{setting: LIMIT_S}), private=True)
+            client, call(upstream), Access(timeouts=Timeouts(**{setting: LIMIT_S}), private=True)
         )
         assert LIMIT_S * 0.9 < asyncio.get_running_loop().time() - began < LIMIT_S + 0.5
         await upstream.sees_the_end()
@@ -149,27 +147,27 @@ async def test_a_stall_is_a_timeout_that_says_which(transport: Transport, settin
     assert reply.reached
 
 
-async def test_a_handshake_that_stalls_is_a_timeout_of_the_connection(transport: Transport) -> None:
+async def test_a_handshake_that_stalls_is_a_timeout_of_the_connection(client: HttpClient) -> None:
     async with serving(Peer.gone) as upstream:
         silent = upstream.address.replace("http:", "https:")
-        reply, error = await failing(transport, call(silent), access(connect_s=LIMIT_S))
+        reply, error = await failing(client, call(silent), access(connect_s=LIMIT_S))
     assert type(error) is UpstreamTimeout
     assert "`connect_s`" in str(error)
     assert not reply.reached
 
 
-async def test_a_reply_in_one_piece_has_the_first_tokens_time_for_the_whole(transport: Transport) -> None:
+async def test_a_reply_in_one_piece_has_the_first_tokens_time_for_the_whole(client: HttpClient) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.say(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n", *[b"x"] * 90)
 
     async with serving(script) as upstream:
-        _, error = await failing(transport, call(upstream, streams=False), access(first_token_s=LIMIT_S))
+        _, error = await failing(client, call(upstream, streams=False), access(first_token_s=LIMIT_S))
     assert type(error) is UpstreamTimeout
     assert "did not complete its reply within 0.15 s (`first_token_s`)" in str(error)
 
 
-async def test_a_stream_that_never_stalls_still_has_its_whole_time(transport: Transport) -> None:
+async def test_a_stream_that_never_stalls_still_has_its_whole_time(client: HttpClient) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.say(STREAM)
@@ -177,19 +175,19 @@ async def test_a_stream_that_never_stalls_still_has_its_whole_time(transport: Tr
             await peer.chunk(b"more")
 
     async with serving(script) as upstream:
-        _, error = await failing(transport, call(upstream), access(total_s=LIMIT_S))
+        _, error = await failing(client, call(upstream), access(total_s=LIMIT_S))
     assert type(error) is UpstreamTimeout
     assert "`total_s`" in str(error)
 
 
-async def test_a_reader_that_takes_its_time_is_no_stall(transport: Transport) -> None:
+async def test_a_reader_that_takes_its_time_is_no_stall(client: HttpClient) -> None:
     async def script(peer: Peer) -> None:
         await peer.request()
         await peer.say(STREAM, b"3\r\none\r\n", b"3\r\ntwo\r\n", b"0\r\n\r\n")
 
     async with (
         serving(script) as upstream,
-        transport.perform(call(upstream), access(between_tokens_s=LIMIT_S), "Peer") as reply,
+        client.perform(call(upstream), access(between_tokens_s=LIMIT_S), "Peer") as reply,
     ):
         seen = []
         async for chunk in reply.chunks():
@@ -198,10 +196,10 @@ async def test_a_reader_that_takes_its_time_is_no_stall(transport: Transport) ->
     assert b"".join(seen) == b"onetwo"
 
 
-async def test_a_refused_connection_is_unreachable(transport: Transport) -> None:
+async def test_a_refused_connection_is_unreachable(client: HttpClient) -> None:
     async with serving(polite) as upstream:
         pass
-    reply, error = await failing(transport, call(upstream), access())
+    reply, error = await failing(client, call(upstream), access())
     assert type(error) is UpstreamUnreachable
     assert "connection refused" in str(error)
     assert not reply.reached
@@ -222,28 +220,29 @@ async def test_a_refused_connection_is_unreachable(transport: Transport) -> None
     ],
     ids=lambda asked: repr(asked.url),
 )
-async def test_what_cannot_be_sent_is_unreachable(transport: Transport, asked: Call) -> None:
+async def test_what_cannot_be_sent_is_unreachable(client: HttpClient, asked: Call) -> None:
     async with serving(polite) as upstream:
         if asked.url == "http://127.0.0.1/v1":
             asked = call(upstream, headers=asked.headers)
-        _, error = await failing(transport, asked, access())
+        _, error = await failing(client, asked, access())
     assert type(error) is UpstreamUnreachable
     assert upstream.requests == []
 
 
-async def test_no_error_tells_a_key_a_query_or_a_password(transport: Transport) -> None:
+async def test_no_error_tells_a_key_a_query_or_a_password(client: HttpClient) -> None:
     scripts = [saying(), *(saying(said) for said in (*NO_HTTP.values(), *CUT_SHORT.values())), Peer.gone]
     for script in scripts:
         async with serving(script) as upstream:
-            address = upstream.address.replace("//", "//user:sesame@")
-            secrets = (("x-key", "sesame"),)
-            asked = call(address, path="/v1?key=sesame", headers=secrets)
-            for way in (
-                access(total_s=LIMIT_S),
-                access(private=False),
-                access(proxy=address, total_s=LIMIT_S),
+            secret = upstream.address.replace("//", "//user:sesame@")
+            headers = (("x-key", "sesame"),)
+            sound = call(upstream, path="/v1?key=sesame", headers=headers)
+            for asked, way in (
+                (sound, access(total_s=LIMIT_S)),
+                (sound, access(private=False)),
+                (sound, access(proxy=secret, total_s=LIMIT_S)),
+                (call(secret, path="/v1?key=sesame", headers=headers), access()),
             ):
-                _, error = await failing(transport, asked, way)
+                _, error = await failing(client, asked, way)
                 told: BaseException | None = error
                 while told is not None:
                     assert "sesame" not in repr(told)
@@ -257,19 +256,10 @@ def walk(kind: type[BaseException]) -> Iterator[type[BaseException]]:
         yield from walk(child)
 
 
-def bare(kind: type[BaseException]) -> BaseException:
-    """One of a kind, without what its constructor would ask for."""
-    error = kind.__new__(kind)
-    vars(error).update(status=500, message="")
-    return error
-
-
 RAISED = sorted(
     {
-        *walk(aiohttp.ClientError),
-        *walk(http_exceptions.HttpProcessingError),
         *walk(ssl.SSLError),
-        *(kind for kind in walk(OSError) if kind.__module__ in ("builtins", "socket", "ssl", "aiohttp")),
+        *(kind for kind in walk(OSError) if kind.__module__ in ("builtins", "socket", "ssl")),
         asyncio.TimeoutError,
         UnicodeError,
         ValueError,
@@ -280,27 +270,25 @@ RAISED = sorted(
 
 
 @pytest.mark.parametrize("kind", RAISED, ids=lambda kind: kind.__name__)
-@pytest.mark.parametrize("phase", ["connecting", "waiting", "reading"])
-async def test_every_error_of_the_library_is_one_of_ours(
-    transport: Transport, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], phase: str
+@pytest.mark.parametrize("at", ["create_connection", "getaddrinfo", "start_tls"])
+async def test_every_error_of_a_library_is_one_of_ours(
+    client: HttpClient, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException], at: str
 ) -> None:
     assert issubclass(kind, LIBRARY_ERRORS)
 
     async def fail(*_: object, **__: object) -> None:
-        raise bare(kind)
+        raise kind.__new__(kind)  # without what its constructor would ask for
 
-    def fail_now(*_: object) -> None:
-        raise bare(kind)
+    loop = asyncio.get_running_loop()
 
-    if phase == "connecting":
-        monkeypatch.setattr(aiohttp.TCPConnector, "connect", fail)
-    elif phase == "waiting":
-        monkeypatch.setattr(aiohttp.ClientRequest, "send", fail)
-    else:
-        monkeypatch.setattr(aiohttp.StreamReader, "read_nowait", fail_now)
+    class Loop:
+        def __getattr__(self, name: str) -> object:
+            return fail if name == at else getattr(loop, name)
+
+    monkeypatch.setattr("andthen.http.connect.get_running_loop", Loop)
     async with serving(polite) as upstream:
-        reply, error = await failing(transport, call(upstream), access())
-    assert type(error) in (UpstreamTimeout, UpstreamUnreachable, UpstreamGarbled)
-    assert reply.reached is (phase != "connecting")
-    assert reply.began is (phase == "reading")
+        address = upstream.address.replace("http:", "https:").replace("127.0.0.1", "localhost")
+        reply, error = await failing(client, call(address), access())
+    assert type(error) is UpstreamUnreachable
+    assert (reply.reached, reply.began) == (False, False)
     assert error.__context__ is None
