@@ -9,8 +9,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from andthen import logs, supervisor
+from andthen import supervisor
 from andthen.config import Config, load
+from andthen.observability import logs
 
 ENGINE = (sys.executable, "-m", "tests.server.scripted_engine")
 

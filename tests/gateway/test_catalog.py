@@ -7,11 +7,12 @@ from typing import Any, NoReturn
 
 import pytest
 
-from andthen import catalog
-from andthen.catalog import Catalog
+from andthen.gateway import catalog
 from andthen.contract.errors import EngineRestarted, ModelNotFound, UnsupportedParameter
 from andthen.http.client import HttpClient
-from andthen.sources import Deployment
+from andthen.gateway.backend import Deployment
+from andthen.gateway.catalog import Catalog
+from andthen.gateway.circuit_breaker import CircuitBreaker
 from andthen.vendors.rows import Profile
 from andthen.vendors.settings import Remote, Share, Upstream, UpstreamSettings
 from tests.upstream.vendor import LIMITS, begun, remote
@@ -40,39 +41,38 @@ def test_another_server_under_the_same_name_is_another() -> None:
 
 
 def test_names_that_callers_make_up_are_kept_in_bounds_and_never_become_labels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(catalog, "_KEPT", 3)
+    monkeypatch.setattr(catalog, "_MAX_UNLISTED", 3)
     models = made({})
     failing = models.find("team/m")
-    models.health(failing).failed(0.0, 1000, UpstreamSettings())
+    models.breaker(failing).on_failure(0.0, 1000, UpstreamSettings())
     for number in range(10):
         one = models.find(f"openai/made-up-{number}")
-        models.health(one)
-        assert models.label(one) == "openai/*"
-    assert models.label(Deployment("openai/made-up-0", one.abilities, one.source)) == "openai/*", "forgotten by now"
+        models.breaker(one)
+        assert one.label == "openai/*"
     assert len(models._unlisted) == 3
-    assert len(models._health) == 4
+    assert len(models._breakers) == 4
     assert models.find("team/m") is failing
-    assert models.health(failing).failures == 1
-    assert models.label(failing) == "team/m"
+    assert models.breaker(failing).failures == 1
+    assert failing.label == "team/m"
 
 
 def test_what_cools_down_goes_on_to_under_other_settings_where_it_is_the_same() -> None:
     before = made({})
     for name in ("team/m", "openai/unlisted", "openai/fine"):
-        before.health(before.find(name))
+        before.breaker(before.find(name))
     for name in ("team/m", "openai/unlisted"):
-        before.health(before.find(name)).failed(0.0, 1000, UpstreamSettings())
+        before.breaker(before.find(name)).on_failure(0.0, 1000, UpstreamSettings())
 
     same = made({}, models={"team/m": remote(9), "team/new": remote(9)})
-    same.keep_health(before)
+    same.take_breakers(before)
     for name in ("team/m", "openai/unlisted"):
-        assert same.health(same.find(name)) is before.health(before.find(name)), "a request under way tells both"
-    assert same.health(same.find("openai/fine")).failures == 0
+        assert same.breaker(same.find(name)) is before.breaker(before.find(name)), "a request under way tells both"
+    assert same.breaker(same.find("openai/fine")).failures == 0
 
     other = made({}, models={"team/m": remote(10)}, vendors={})
-    other.keep_health(before)
-    assert other.health(other.find("team/m")).failures == 0, "it is another server now"
-    assert list(other._health) == ["team/m"]
+    other.take_breakers(before)
+    assert other.breaker(other.find("team/m")).failures == 0, "it is another server now"
+    assert list(other._breakers) == ["team/m"]
 
 
 @pytest.mark.parametrize("model", ["x" * 257, "../files", "a/../b", "..", "a\\..\\b", "a b", "a\nb", "é", "\x00"])
@@ -108,4 +108,4 @@ def test_a_name_that_stands_for_several_is_listed_once_and_names_nobody_twice() 
     rows = [row.model for row in models.abilities()]
     assert len(rows) == len(set(rows))
     assert {"team/m", "openai/made-up"} <= set(rows)
-    assert models.label(models.find("team/any")) == "openai/made-up", "the operator's, and no caller's"
+    assert models.find("team/any").label == "openai/made-up", "the operator's, and no caller's"

@@ -343,7 +343,7 @@ async def test_nobody_falls_back_on_what_cools_down_by_then() -> None:
         catalog({"team/a": remote(bad.port), "team/b": remote(good.port)}, BOTH) as models,
     ):
         work = begun(models, "team/both")
-        models.health(models.find("team/b")).failed(time.monotonic(), 30, models.upstream.settings)
+        models.breaker(models.find("team/b")).on_failure(time.monotonic(), 30, models.upstream.settings)
         with pytest.raises(NoCapacity, match="Vendor"):
             await events_of(work)
         assert work.answering.model == "team/a"
@@ -364,17 +364,17 @@ async def test_a_name_that_the_vendor_does_not_know_stays_unknown_and_never_cool
 async def test_a_request_that_needs_no_call_is_no_probe() -> None:
     shy = msgspec.convert({"takes": {"max_tokens": [1, 99]}}, type=Profile)
     async with vendor(plain) as one, catalog({"team/m": remote(one.port, over=shy)}) as models:
-        health = models.health(models.find("team/m"))
-        health.failed(time.monotonic() - 9, 9, models.upstream.settings)
-        until_s = health.cool_until_s
+        breaker = models.breaker(models.find("team/m"))
+        breaker.on_failure(time.monotonic() - 9, 9, models.upstream.settings)
+        until_s = breaker.cool_until_s
         await answer(models, max_tokens=0)
-        assert health.cool_until_s == until_s
+        assert breaker.cool_until_s == until_s
         assert not one.sent
 
 
 async def test_a_probe_opens_the_way_for_others_as_soon_as_its_reply_begins() -> None:
     async with vendor(endless) as one, catalog({"team/m": remote(one.port)}) as models:
-        models.health(models.find("team/m")).failed(time.monotonic() - 9, 9, models.upstream.settings)
+        models.breaker(models.find("team/m")).on_failure(time.monotonic() - 9, 9, models.upstream.settings)
         async with aclosing(pulled(begun(models, stream=True, max_tokens=999))) as probing:
             await anext(probing)
             async with aclosing(pulled(begun(models, stream=True, max_tokens=999))) as other:
