@@ -43,7 +43,7 @@ time, so that each chunk is read, turned and written alone; *at once* are stream
 chunk's CPU time is without what the request costs without chunks. CPU time is the worker's own.
 
 - **none**: no server between the load's generator and the vendor; the CPU time is the vendor's.
-- **relay**: uvicorn and our HTTP client with nothing between them: no body is read.
+- **relay**: our HTTP server and client with nothing between them: no body is read.
 """
 _HEAD = (
     f"requests/s, {CONNECTIONS} connections", "CPU µs of a request", "p50 of one connection, ms",

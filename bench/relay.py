@@ -1,45 +1,46 @@
-"""The least that a server of our kind can be: uvicorn and our HTTP client with nothing between them, which reads no body.
+"""The least that a server of our kind can be: our HTTP server and client with nothing between them, which reads no body.
 `python -m bench.relay FD ADDRESS` serves on an inherited socket."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import sys
-from typing import Any
 
-import uvicorn
+import uvloop
 
 from andthen.http.client import HttpClient
+from andthen.http.deadlines import DeadlineQueue
+from andthen.http.request import ServerRequest
+from andthen.http.server import HttpServer
+from andthen.server.settings import ServerSettings
 from andthen.vendors.settings import Access
 from andthen.wire.base import Call
 
 _ACCESS = Access(private=True)
+_HEADERS = (("content-type", "application/json"),)
 
 
-class _Relay:
-    def __init__(self, address: str) -> None:
-        self._address = address
-        self._client = HttpClient()
+async def _serve(listening: socket.socket, address: str) -> None:
+    async with HttpClient() as client:
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        body = (await receive())["body"]
-        headers = (("content-type", "application/json"),)
-        call = Call(url=self._address, headers=headers, body=body, streams=True)
-        async with self._client.perform(call, _ACCESS, "upstream") as reply:
-            told = [(name.encode(), value.encode()) for name, value in reply.headers
-                    if name in ("content-type", "content-length")]  # fmt: skip
-            await send({"type": "http.response.start", "status": reply.status, "headers": told})
-            async for data in reply.chunks():
-                await send({"type": "http.response.body", "body": data, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        async def relay(request: ServerRequest) -> None:
+            call = Call(url=address, headers=_HEADERS, body=await request.body(2**20), streams=True)
+            async with client.perform(call, _ACCESS, "upstream") as reply:
+                headers = dict(reply.headers)
+                length = headers.get("content-length")
+                kind = [(b"content-type", headers["content-type"].encode())]
+                request.start(reply.status, kind, length=None if length is None else int(length))
+                await reply.receive(request.write)
+            request.end()
+
+        HttpServer(relay, ServerSettings(), DeadlineQueue(asyncio.get_running_loop())).listen(listening)
+        await asyncio.Event().wait()
 
 
 def main() -> None:
-    listening = socket.socket(fileno=int(sys.argv[1]))
-    config = uvicorn.Config(
-        _Relay(sys.argv[2]), loop="uvloop", http="httptools", lifespan="off", log_level="error", access_log=False
-    )
-    uvicorn.Server(config).run(sockets=[listening])
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(_serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2]))
 
 
 if __name__ == "__main__":

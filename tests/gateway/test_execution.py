@@ -366,9 +366,9 @@ async def test_a_request_that_needs_no_call_is_no_probe() -> None:
     async with vendor(plain) as one, catalog({"team/m": remote(one.port, over=shy)}) as models:
         breaker = models.breaker(models.find("team/m"))
         breaker.on_failure(time.monotonic() - 9, 9, models.upstream.settings)
-        until_s = breaker.cool_until_s
+        until_s = breaker.open_until_s
         await answer(models, max_tokens=0)
-        assert breaker.cool_until_s == until_s
+        assert breaker.open_until_s == until_s
         assert not one.sent
 
 
