@@ -1,1 +1,1 @@
-"""HTTP/1.1: the connections to clients and to upstream servers."""
+"""HTTP/1.1, both sides, on httptools and asyncio. Knows no route, no API key and no model."""
