@@ -1,5 +1,5 @@
-"""The least that a server of our kind can be: uvicorn and our HTTP client with nothing between them, which reads no body.
-`python -m bench.relay FD ADDRESS` serves on an inherited socket."""
+"""The least that a server of our kind can be: uvicorn and our HTTP client with nothing between them, which reads no
+body. `python -m bench.relay FD ADDRESS` serves on an inherited socket."""
 
 from __future__ import annotations
 

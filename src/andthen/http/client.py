@@ -31,8 +31,7 @@ _MAX_UNREAD_BYTES = 2**18
 _MAX_ROUTES = 1024
 
 LIBRARY_ERRORS = (OSError, ValueError, RuntimeError)
-"""What connecting raises: sockets, TLS and names (all OSError); URLs and headers that can't be sent (ValueError); what
-uvloop makes of a failed or closed connection (RuntimeError)."""
+"""What connecting raises: sockets, TLS, names; URLs and headers that can't be sent; a closed handle of uvloop's."""
 
 _LATE = {
     "connect_s": "There was no connection to {vendor} within {limit:g} s (`connect_s`)",
@@ -224,7 +223,7 @@ class HttpExchange:
     async def body(self, most: int) -> bytes:
         """The whole body. One of more than `most` bytes is `UpstreamGarbled`."""
         if self._ended and self._error is None and self._unread <= most:
-            return self._take()  # it came with the headers
+            return self._take()
         pieces: list[bytes] = []
         size = 0
 
@@ -259,9 +258,11 @@ class HttpExchange:
         if not self.began:
             raise RuntimeError("a reply is read inside its block")
         self._on_data = on_data
+        was_paused, self._paused = self._paused, False  # for what nobody read; `on_data` may pause it for itself
         if self._pieces:
             self._hand_over(self._take())
-        if self._paused:
+        if was_paused and not self._paused:
+            self._paused = True
             self.resume_reading()
         return self._end()
 
@@ -476,7 +477,6 @@ class HttpExchange:
             self._wake()
 
     async def _close(self) -> None:
-        """Closes the connection, and with it drops what was not sent yet."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.aborted()

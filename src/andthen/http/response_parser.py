@@ -50,7 +50,8 @@ class ResponseParser:
 
     __slots__ = (
         "_chunked", "_fresh", "_interim", "_is_1_1", "_length", "_line_bytes", "_no_body", "_parser", "_progress",
-        "_trailers", "_unfinished_bytes", "begun", "body", "coding", "excess", "headers", "keep_alive", "state", "status",
+        "_trailers", "_unfinished_bytes", "begun", "body", "coding", "excess", "headers", "keep_alive", "state",
+        "status",
     )  # fmt: skip
 
     def __init__(self) -> None:
