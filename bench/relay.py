@@ -1,5 +1,10 @@
+<<<<<<< HEAD
 """The least that a server of our kind can be: our HTTP server and client with nothing between them, which reads no body.
 `python -m bench.relay FD ADDRESS` serves on an inherited socket."""
+=======
+"""The least that a server of our kind can be: uvicorn and our HTTP client with nothing between them, which reads no
+body. `python -m bench.relay FD ADDRESS` serves on an inherited socket."""
+>>>>>>> re-g
 
 from __future__ import annotations
 

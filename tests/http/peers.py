@@ -147,8 +147,14 @@ def access(*, proxy: str = "", ca_file: str = "", private: bool = True, **limits
 
 
 @contextlib.asynccontextmanager
-async def proxying(*, credentials: str = "", refuses: bool = False) -> AsyncIterator[Upstream]:
-    """A proxy for CONNECT and for plain requests; `credentials` as they stand in its header."""
+async def proxying(
+    *,
+    credentials: str = "",
+    refuses: bool = False,
+    opened: bytes = b"HTTP/1.1 200 Connection established\r\n\r\n",
+) -> AsyncIterator[Upstream]:
+    """A proxy for CONNECT and for plain requests; `credentials` as they stand in its header; `opened` is what it
+    answers to CONNECT."""
 
     async def pipe(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -172,7 +178,7 @@ async def proxying(*, credentials: str = "", refuses: bool = False) -> AsyncIter
         host, port = place.split(":")
         reader, writer = await asyncio.open_connection(host, int(port))
         if method == "CONNECT":
-            await peer.say(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            await peer.say(opened)
         else:
             writer.write(request)
         await asyncio.gather(pipe(peer.reader, writer), pipe(reader, peer.writer))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import re
 import socket
 import ssl
 from pathlib import Path
@@ -234,3 +236,83 @@ async def test_a_private_address_is_reached_where_the_configuration_says_so(clie
         else:
             await unreachable(client, call(upstream), access(private=False))
     assert upstream.accepted == int(private)
+
+
+TUNNELS = {
+    "not HTTP": (b"220 mail.example ready\r\n\r\n", "the proxy's answer is not valid HTTP"),
+    "101": (b"HTTP/1.1 101 Switching\r\nupgrade: x\r\n\r\n", "the proxy's answer is not valid HTTP"),
+    "bytes behind the answer": (
+        b"HTTP/1.1 200 OK\r\n\r\nHTTP/1.1 200 OK\r\n\r\n",
+        "the proxy's answer is not valid HTTP",
+    ),
+    "a length and a body": (
+        b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello",
+        "the proxy's answer is not valid HTTP",
+    ),
+    "a refusal with a body": (b"HTTP/1.1 403 No\r\ncontent-length: 5\r\n\r\nhello", "the proxy answered 403"),
+    "a redirect": (b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1/\r\n\r\n", "the proxy answered 302"),
+    "nothing": (b"", "connection reset by peer|no connection"),
+}
+
+
+@pytest.mark.parametrize(("said", "told"), TUNNELS.values(), ids=TUNNELS)
+async def test_a_proxy_that_opens_no_tunnel_is_unreachable(client: HttpClient, said: bytes, told: str) -> None:
+    async def script(peer: Peer) -> None:
+        await peer.request()
+        await peer.say(said)
+
+    async with serving(script) as proxy:
+        assert re.search(told, await unreachable(client, call("https://127.0.0.1:1"), access(proxy=proxy.address)))
+    assert len(proxy.requests) == 1, "and nothing is sent through it"
+
+
+@pytest.mark.parametrize(
+    "opened",
+    [
+        b"HTTP/1.0 200 OK\r\n\r\n",
+        b"HTTP/1.1 100 C\r\n\r\nHTTP/1.1 201 OK\r\ncontent-length: 5\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n",
+    ],
+)
+async def test_a_tunnel_begins_behind_the_headers_whatever_they_say(
+    client: HttpClient, tls: ssl.SSLContext, ca_file: str, opened: bytes
+) -> None:
+    async with serving(polite, tls) as upstream, proxying(opened=opened) as proxy:
+        assert await ask(client, call(upstream), access(proxy=proxy.address, ca_file=ca_file)) == b"hello"
+
+
+@pytest.mark.parametrize("host", ["127.1", "0x7f000001", "2130706433", "0177.0.0.1", "127.0.0.1.", "1.2.3.4.5", "[::1"])
+@pytest.mark.parametrize("proxied", [False, True])
+async def test_addresses_in_other_notations_are_never_asked_for(client: HttpClient, host: str, proxied: bool) -> None:
+    """The system's resolver would take them for addresses, behind a proxy unseen by us."""
+    async with serving(polite) as proxy:
+        way = access(private=False, proxy=proxy.address if proxied else "")
+        assert "can't be reached" in await unreachable(client, call(f"http://{host}:{proxy.port}"), way)
+    assert proxy.accepted == 0
+
+
+async def test_an_address_that_does_not_answer_is_passed_by(
+    client: HttpClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its queue is full, so it takes no connection and refuses none."""
+    async with serving(polite) as upstream:
+        with socket.socket() as deaf, socket.socket() as one, socket.socket() as two:
+            deaf.bind(("127.0.0.2", upstream.port))
+            deaf.listen(0)
+            for waiting in (one, two):
+                waiting.setblocking(False)
+                waiting.connect_ex(deaf.getsockname())
+
+            async def resolve(_: object) -> list[Any]:
+                return [
+                    (socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, upstream.port))
+                    for address in ("127.0.0.2", "127.0.0.3", "127.0.0.1")
+                ]
+
+            monkeypatch.setattr("andthen.http.connection_pool.resolve", resolve)
+            began = asyncio.get_running_loop().time()
+            assert await ask(client, call(upstream.address.replace("127.0.0.1", "localhost")), access()) == b"hello"
+            assert asyncio.get_running_loop().time() - began < 3
+            await asyncio.sleep(0.01)
+            assert len(client._connections) == 1
+    assert len(asyncio.all_tasks()) == 1

@@ -15,7 +15,7 @@ from typing import Any, Self
 from andthen.contract.errors import UpstreamError, UpstreamGarbled, UpstreamTimeout, UpstreamUnreachable
 from andthen.http.connect import Origin, check_literal, parse_proxy, parse_url, reason
 from andthen.http.connection_pool import Connection, Pool
-from andthen.http.deadlines import DeadlineQueue
+from andthen.http.deadlines import Deadlines
 from andthen.http.request_head import RequestHeads
 from andthen.http.response_parser import MalformedResponse, ResponseParser, State, WronglyCompressed, decompressor
 from andthen.vendors.settings import Access
@@ -31,8 +31,7 @@ _MAX_UNREAD_BYTES = 2**18
 _MAX_ROUTES = 1024
 
 LIBRARY_ERRORS = (OSError, ValueError, RuntimeError)
-"""What connecting raises: sockets, TLS and names (all OSError); URLs and headers that can't be sent (ValueError); what
-uvloop makes of a failed or closed connection (RuntimeError)."""
+"""What connecting raises: sockets, TLS, names; URLs and headers that can't be sent; a closed handle of uvloop's."""
 
 _LATE = {
     "connect_s": "There was no connection to {vendor} within {limit:g} s (`connect_s`)",
@@ -59,7 +58,7 @@ class HttpClient:
         self._connections: set[Connection] = set()
         self._pools: dict[tuple[Origin, str, str, bool], Pool] = {}
         self._routes: dict[tuple[str, str, str, bool], tuple[Pool, RequestHeads]] = {}
-        self._deadlines: DeadlineQueue | None = None
+        self._deadlines: Deadlines | None = None
         self._closed = False
 
     async def __aenter__(self) -> Self:
@@ -110,7 +109,7 @@ class HttpClient:
 
     async def _connect(self, pool: Pool, access: Access) -> Connection:
         if self._deadlines is None:
-            self._deadlines = DeadlineQueue(asyncio.get_running_loop())
+            self._deadlines = Deadlines(asyncio.get_running_loop())
         connection = await pool.connect(access, self._deadlines)
         if self._closed:
             await connection.aborted()
@@ -223,6 +222,8 @@ class HttpExchange:
 
     async def body(self, most: int) -> bytes:
         """The whole body. One of more than `most` bytes is `UpstreamGarbled`."""
+        if self._ended and self._error is None and self._unread <= most:
+            return self._take()
         pieces: list[bytes] = []
         size = 0
 
@@ -240,8 +241,8 @@ class HttpExchange:
         """The first `most` bytes of the body, or as many of them as come whole and soon. Raises nothing: it is for
         replies whose status has told already what went wrong."""
         self._total_at = min(self._total_at, self._loop.time() + _HEAD_WITHIN_S)
-        if self._connection is not None and self._connection.deadline.at_s > self._total_at:
-            self._connection.deadline.move(self._total_at)
+        if self._connection is not None and self._connection.deadline.due_s > self._total_at:
+            self._connection.deadline.set(_HEAD_WITHIN_S)
         head = bytearray()
         try:
             while len(head) < most and (data := await self._read()):
@@ -257,9 +258,11 @@ class HttpExchange:
         if not self.began:
             raise RuntimeError("a reply is read inside its block")
         self._on_data = on_data
+        was_paused, self._paused = self._paused, False  # for what nobody read; `on_data` may pause it for itself
         if self._pieces:
             self._hand_over(self._take())
-        if self._paused:
+        if was_paused and not self._paused:
+            self._paused = True
             self.resume_reading()
         return self._end()
 
@@ -308,7 +311,7 @@ class HttpExchange:
             else:
                 self._unpack(body)
         if malformed:
-            self._fail(UpstreamGarbled(f"{self._vendor}'s reply is not valid HTTP: send the request again."))
+            self._fail(self._garbled("is not valid HTTP"))
         elif parser.state is State.DONE and self._error is None:
             self._complete(connection)
         if self._waiter is not None and (self._on_data is None or self._ended):
@@ -323,9 +326,9 @@ class HttpExchange:
             self._complete(connection)
             self._wake()
         elif self.began:
-            self._fail(UpstreamGarbled(f"{self._vendor}'s reply ended before it was complete: send the request again."))
+            self._fail(self._garbled("ended before it was complete"))
         elif parser.begun:
-            self._fail(UpstreamGarbled(f"{self._vendor}'s reply ended within its headers: send the request again."))
+            self._fail(self._garbled("ended within its headers"))
         else:
             if connection.reused and self._loop.time() - self._sent_at < _STALE_WITHIN_S:
                 self.reached = False
@@ -363,16 +366,15 @@ class HttpExchange:
 
     def _set_deadline(self, limit_s: float) -> None:
         """From now; `math.inf` leaves only the time for the whole call."""
-        due = self._loop.time() + limit_s
         if self._flowing:
             self._setting = "between_tokens_s"
-        if due >= self._total_at:
-            due, self._setting = self._total_at, "total_s"
+        left_s = self._total_at - self._loop.time()
+        if left_s <= limit_s:
+            limit_s, self._setting = left_s, "total_s"
         if self._connection is not None:
-            self._connection.deadline.move(due)
+            self._connection.deadline.set(limit_s)
 
     def _begin(self, parser: ResponseParser) -> None:
-        """The headers are complete."""
         self.began = True
         self.status = parser.status
         self._headers = parser.headers
@@ -380,7 +382,7 @@ class HttpExchange:
             try:
                 self._unpacker = decompressor(parser.coding)
             except WronglyCompressed:
-                self._fail(self._wrongly_compressed())
+                self._fail(self._garbled("is compressed wrongly"))
 
     def _complete(self, connection: Connection) -> None:
         """The whole reply has arrived."""
@@ -399,7 +401,7 @@ class HttpExchange:
                 if self._paused or self._error is not None:
                     return
         except WronglyCompressed:
-            self._fail(self._wrongly_compressed())
+            self._fail(self._garbled("is compressed wrongly"))
         else:
             if self._arrived:
                 self._end_unpacking()
@@ -408,7 +410,7 @@ class HttpExchange:
         try:
             self._unpacker.end()
         except WronglyCompressed:
-            self._fail(self._wrongly_compressed())
+            self._fail(self._garbled("is compressed wrongly"))
         else:
             self._ended = True
             self._wake()
@@ -475,7 +477,6 @@ class HttpExchange:
             self._wake()
 
     async def _close(self) -> None:
-        """Closes the connection, and with it drops what was not sent yet."""
         connection, self._connection = self._connection, None
         if connection is not None:
             await connection.aborted()
@@ -486,8 +487,8 @@ class HttpExchange:
         limit = getattr(self._access.timeouts, self._setting)
         return UpstreamTimeout(f"{text.format(vendor=self._vendor, limit=limit)}: send the request again.")
 
-    def _wrongly_compressed(self) -> UpstreamGarbled:
-        return UpstreamGarbled(f"{self._vendor}'s reply is compressed wrongly: send the request again.")
+    def _garbled(self, how: str) -> UpstreamGarbled:
+        return UpstreamGarbled(f"{self._vendor}'s reply {how}: send the request again.")
 
     def _failed_to_connect(self, error: Exception) -> UpstreamError:
         if isinstance(error, _Late):

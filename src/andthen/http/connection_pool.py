@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Sequence
 from typing import Protocol, cast
 
 from andthen.http.connect import Address, Origin, connect, parse_proxy, resolve
-from andthen.http.deadlines import DeadlineQueue
+from andthen.http.deadlines import Deadlines
 from andthen.http.response_parser import ResponseParser
 from andthen.vendors.settings import Access
 
@@ -52,7 +51,7 @@ class Connection(asyncio.Protocol):
         "transport",
     )  # fmt: skip
 
-    def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop, deadlines: DeadlineQueue) -> None:
+    def __init__(self, pool: Pool, loop: asyncio.AbstractEventLoop, deadlines: Deadlines) -> None:
         self._pool = pool
         self._loop = loop
         self._closed: asyncio.Future[None] | None = None
@@ -62,7 +61,7 @@ class Connection(asyncio.Protocol):
         self.transport: asyncio.Transport
         self.parser = ResponseParser()
         self.receiver: Receiver | None = None
-        self.deadline = deadlines.add(math.inf, self._passed)
+        self.deadline = deadlines.deadline(self._passed)
         self.reused = False
         """It has carried a request before this one."""
         self.paused = False
@@ -86,13 +85,13 @@ class Connection(asyncio.Protocol):
         if self._unsent is not None or self._write_paused:
             self.abort()  # the server answered without reading the request, and waits for the rest of it
         elif not parser.keep_alive or parser.excess or self.transport.is_closing():
-            self.deadline.move(self._loop.time() + _CLOSE_WITHIN_S)
+            self.deadline.set(_CLOSE_WITHIN_S)
             self.transport.close()
         else:
             self.reused = True
             self.resume_reading()
             self._pool.put(self)
-            self.deadline.move(self._loop.time() + KEEP_ALIVE_S)
+            self.deadline.set(KEEP_ALIVE_S)
 
     def abort(self) -> None:
         """Closes it, and drops what was not sent yet. Whoever waits for a response hears nothing any more."""
@@ -135,7 +134,7 @@ class Connection(asyncio.Protocol):
         self._unsent = None
         self._pool.connections.discard(self)
         self._pool.idle.pop(self, None)
-        self.deadline.cancel()
+        self.deadline.drop()
         receiver, self.receiver = self.receiver, None
         if receiver is not None:
             receiver.lost(error)
@@ -195,7 +194,7 @@ class Pool:
                 return connection
         return None
 
-    async def connect(self, access: Access, deadlines: DeadlineQueue) -> Connection:
+    async def connect(self, access: Access, deadlines: Deadlines) -> Connection:
         """A new one. Raises what `connect` raises, and ValueError."""
         loop = asyncio.get_running_loop()
         if not self._addresses or loop.time() > self._addresses_until_s:
@@ -206,7 +205,7 @@ class Pool:
         try:
             await connect(connection, self._origin, access, self._addresses)
         except BaseException:
-            connection.deadline.cancel()
+            connection.deadline.drop()
             self._addresses = ()
             raise
         return connection

@@ -1,119 +1,126 @@
-"""Many deadlines on one timer of the event loop.
+"""Many deadlines that are set, moved and cleared all the time, and one timer for all of them.
 
-A timer object per request costs more than the rest of its bookkeeping, and most deadlines are moved or cancelled long
-before they pass. So a deadline that is moved to a later time only notes that time: the heap keeps its earlier entry,
-and when that comes up, the deadline is queued again for the time noted.
+A timer of the event loop costs an object and a heap operation whenever it is set, and another when it is cancelled. A
+connection sets and clears several for each request, and nearly none is ever reached. Here that is an assignment: the
+heap has at most one live entry for each deadline, which is looked at when it is due, and put back if the deadline was
+moved meanwhile.
 """
 
 from __future__ import annotations
 
 import asyncio
 import heapq
-import math
+import itertools
 from collections.abc import Callable
-from itertools import count
+from math import inf
 
-_EARLY_S = 0.001
-"""uvloop rounds timers to milliseconds and may run them this much too early."""
-_LATE_S = 0.05
-_SWEEP_ABOVE = 256
+_COMPACT_AT = 256
+"""Below so many entries of the heap those of dropped deadlines are left there."""
+_CLOCK_STEP_S = 0.001
+"""uvloop's clock and timers count milliseconds, so a timer may fire a little before its time."""
 
 
 class Deadline:
-    """Calls `callback` once `at_s` (in the event loop's time) has passed. It may be moved also after that."""
+    """Calls `callback` once when it is reached. Made by `Deadlines.deadline`, and not set then."""
 
-    __slots__ = ("_callback", "_entry_s", "_queue", "at_s")
+    __slots__ = ("_callback", "_deadlines", "due_s", "queued_s")
 
-    def __init__(self, queue: DeadlineQueue, at_s: float, callback: Callable[[], None]) -> None:
-        self._queue = queue
-        self._callback: Callable[[], None] | None = callback
-        self._entry_s = math.inf
-        """The time of its entry in the heap; infinite if it has none."""
-        self.at_s = math.inf
-        self.move(at_s)
+    def __init__(self, deadlines: Deadlines, callback: Callable[[], object]) -> None:
+        self._deadlines = deadlines
+        self._callback: Callable[[], object] | None = callback
+        self.due_s = inf
+        """On the loop's clock; infinity where it is not set."""
+        self.queued_s = inf
+        """Under which time it stands in the heap; infinity where it does not."""
 
-    def move(self, at_s: float) -> None:
-        """Sets another time. With `math.inf` it does not pass until it is moved again."""
-        self.at_s = at_s
-        if at_s < self._entry_s and self._callback is not None:
-            self._queue._push(self, at_s)
+    @property
+    def is_live(self) -> bool:
+        """It was not dropped."""
+        return self._callback is not None
 
-    def cancel(self) -> None:
-        """Ends it for good and lets go of the callback."""
-        self.at_s = math.inf
+    def set(self, after_s: float) -> None:
+        """Sets or moves it."""
+        self.due_s = due_s = self._deadlines.now_s() + after_s
+        if due_s < self.queued_s:
+            self._deadlines.push(self)
+
+    def clear(self) -> None:
+        self.due_s = inf
+
+    def drop(self) -> None:
+        """Clears it for good and lets go of the callback."""
+        self.due_s = inf
+        self._callback = None
+        if self.queued_s < inf:
+            self._deadlines.dropped()
+
+    def reach(self) -> None:
+        """The time has come."""
+        self.due_s = inf
         if self._callback is not None:
-            self._callback = None
-            self._queue._forget(self)
+            self._callback()
 
 
-class DeadlineQueue:
-    """The deadlines of one event loop. Not safe to use from another thread."""
+class Deadlines:
+    """All deadlines of one event loop."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.now_s = loop.time
         self._loop = loop
         self._heap: list[tuple[float, int, Deadline]] = []
-        self._numbers = count()
-        self._cancelled = 0
+        self._numbers = itertools.count()
+        """Break ties, so that deadlines are never compared."""
+        self._dropped = 0
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_s = math.inf
+        self._timer_s = inf
 
-    def add(self, at_s: float, callback: Callable[[], None]) -> Deadline:
-        return Deadline(self, at_s, callback)
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def deadline(self, callback: Callable[[], object]) -> Deadline:
+        return Deadline(self, callback)
+
+    def push(self, deadline: Deadline) -> None:
+        """Has the deadline looked at when it is due; an older, later entry of it is void from now on."""
+        deadline.queued_s = due_s = deadline.due_s
+        heapq.heappush(self._heap, (due_s, next(self._numbers), deadline))
+        if due_s < self._timer_s:
+            self._set_timer(due_s)
+
+    def dropped(self) -> None:
+        """An entry of the heap is of no use any more."""
+        self._dropped += 1
+        if self._dropped > _COMPACT_AT and 2 * self._dropped > len(self._heap):
+            self._heap[:] = [entry for entry in self._heap if entry[2].is_live and entry[0] == entry[2].queued_s]
+            heapq.heapify(self._heap)
+            self._dropped = 0
 
     def close(self) -> None:
-        """Stops the timer. No deadline passes any more."""
+        """No deadline is reached any more."""
         self._heap.clear()
-        self._set_timer()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def _push(self, deadline: Deadline, at_s: float) -> None:
-        # An earlier entry of the same deadline stays: `_run` skips an entry whose time is not `_entry_s`.
-        deadline._entry_s = at_s
-        heapq.heappush(self._heap, (at_s, next(self._numbers), deadline))
-        if at_s < self._timer_s:
-            self._set_timer()
-
-    def _forget(self, deadline: Deadline) -> None:
-        if deadline._entry_s < math.inf:
-            deadline._entry_s = math.inf
-            self._cancelled += 1
-            if self._cancelled > _SWEEP_ABOVE and self._cancelled * 2 > len(self._heap):
-                self._heap = [entry for entry in self._heap if entry[2]._entry_s == entry[0]]
-                heapq.heapify(self._heap)
-                self._cancelled = 0
-
-    def _set_timer(self) -> None:
-        at_s = self._heap[0][0] if self._heap else math.inf
-        if at_s != self._timer_s:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self._loop.call_at(at_s, self._run) if at_s < math.inf else None
-            self._timer_s = at_s
+    def _set_timer(self, due_s: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(due_s, self._run)
+        self._timer_s = due_s
 
     def _run(self) -> None:
-        now_s = self._loop.time()
-        if now_s - self._timer_s > _LATE_S:
-            # The loop was busy. uvloop runs timers before it reads sockets: what arrived in time is read first.
-            self._timer_s = now_s + _EARLY_S
-            self._timer = self._loop.call_later(_EARLY_S, self._run)
-            return
-        self._timer, self._timer_s = None, math.inf
+        self._timer = None
+        self._timer_s = inf
+        now_s = self.now_s() + _CLOCK_STEP_S
         heap = self._heap
-        while heap and heap[0][0] <= now_s + _EARLY_S:
-            entry_s, _, deadline = heapq.heappop(heap)
-            if deadline._entry_s == entry_s:
-                deadline._entry_s = math.inf
-                if deadline.at_s > now_s + _EARLY_S:
-                    if deadline.at_s < math.inf:
-                        self._push(deadline, deadline.at_s)
-                else:
-                    self._pass(deadline)
-                    heap = self._heap
-        self._set_timer()
-
-    def _pass(self, deadline: Deadline) -> None:
-        callback, deadline.at_s = deadline._callback, math.inf
-        if callback is not None:
-            try:
-                callback()
-            except Exception as error:
-                self._loop.call_exception_handler({"message": "a deadline's callback failed", "exception": error})
+        while heap and heap[0][0] <= now_s:
+            queued_s, _, deadline = heapq.heappop(heap)
+            if queued_s != deadline.queued_s:
+                continue  # void: it was put in again for an earlier time
+            deadline.queued_s = inf
+            if deadline.due_s <= now_s:
+                deadline.reach()
+            elif deadline.due_s < inf:
+                self.push(deadline)
+        if self._heap and self._timer is None:
+            self._set_timer(self._heap[0][0])

@@ -34,6 +34,9 @@ class State(Enum):
     FAILED = "the response is malformed"
 
 
+_HEAD, _BODY, _DONE, _FAILED = State  # looked up for each piece of a body, and an attribute of an enum is slow
+
+
 class MalformedResponse(Exception):
     """The bytes are no valid response. The text says why, and quotes none of them."""
 
@@ -46,8 +49,9 @@ class ResponseParser:
     """
 
     __slots__ = (
-        "_chunked", "_fresh", "_interim", "_length", "_line_bytes", "_no_body", "_parser", "_progress", "_trailers",
-        "_unfinished_bytes", "begun", "body", "coding", "excess", "headers", "keep_alive", "state", "status",
+        "_chunked", "_fresh", "_interim", "_is_1_1", "_length", "_line_bytes", "_no_body", "_parser", "_progress",
+        "_trailers", "_unfinished_bytes", "begun", "body", "coding", "excess", "headers", "keep_alive", "state",
+        "status",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -68,9 +72,10 @@ class ResponseParser:
         self._trailers = 0
         self._progress = False
         self._unfinished_bytes = 0
+        self._is_1_1 = False
         self.begun = False
         """Something has come, if only an interim response."""
-        self.state = State.HEAD
+        self.state = _HEAD
         self.status = 0
         """Of the final response, once its headers are complete."""
         self.headers: list[tuple[bytes, bytes]] = []
@@ -86,53 +91,55 @@ class ResponseParser:
     def feed(self, data: bytes) -> None:
         """Raises MalformedResponse; what was decoded before that is in `body`."""
         before = self.state
-        if before is State.FAILED:
+        if before is _FAILED:
             raise MalformedResponse("it was malformed before")
-        if before is State.DONE:
+        if before is _DONE:
             self.excess = True
             return
+        if not self.begun:
+            self._is_1_1 = data.startswith(b"HTTP/1.1 ")
         try:
             self._parser.feed_data(data)
         except HttpParserCallbackError as error:
             self._stopped(error.__context__ if isinstance(error.__context__, MalformedResponse) else error)
         except (HttpParserError, HttpParserUpgrade) as error:
             self._stopped(error)
-        if self.state is State.DONE:
+        if self.state is _DONE:
             return
         if self._progress:
             self._progress = False
             self._unfinished_bytes = 0
-        elif self.state is State.HEAD or self._chunked:
+        elif self.state is _HEAD or self._chunked:
             self._unfinished_bytes += len(data)
             if self._unfinished_bytes > MAX_UNFINISHED_BYTES:
                 self._fail("a header, or the framing of a chunk, is too long")
 
     def end(self) -> bool:
         """The connection has ended. Whether that completes the response; if not, it is cut off."""
-        if self.state is State.BODY and not (self._chunked or self._length):
-            self.state = State.DONE
-        return self.state is State.DONE
+        if self.state is _BODY and not (self._chunked or self._length):
+            self.state = _DONE
+        return self.state is _DONE
 
     def close(self) -> None:
         """Breaks the circle of references between this and its parser. Nothing may be fed any more."""
-        self.state = State.FAILED
+        self.state = _FAILED
         del self._parser
 
     def _stopped(self, error: BaseException | None) -> None:
-        if self.state is State.DONE:
+        if self.state is _DONE:
             self.excess = True  # llhttp went on to what stands behind the response
             self._fresh = False
         else:
             self._fail(str(error))
 
     def _fail(self, why: str) -> None:
-        self.state = State.FAILED
+        self.state = _FAILED
         raise MalformedResponse(why)
 
     # What httptools calls, in this order. Whatever they raise ends `feed_data`.
 
     def on_message_begin(self) -> None:
-        if self.state is State.DONE:
+        if self.state is _DONE:
             raise MalformedResponse("there is a second response")
         self.begun = True
 
@@ -149,7 +156,7 @@ class ResponseParser:
         if len(headers) + self._trailers >= MAX_HEADERS:
             raise MalformedResponse("there are too many headers")
         name = name.lower()
-        if self.state is not State.HEAD:
+        if self.state is not _HEAD:
             self._trailers += 1
             if name in _FRAMING:
                 raise MalformedResponse("a trailer changes the framing")
@@ -170,7 +177,8 @@ class ResponseParser:
     def on_headers_complete(self) -> None:
         parser = self._parser
         status = parser.get_status_code()
-        if parser.get_http_version() not in ("1.1", "1.0"):
+        # Asking the parser for the version makes a string, so it is asked only where the first bytes do not show it.
+        if not (self._is_1_1 and not self._interim) and parser.get_http_version() not in ("1.1", "1.0"):
             raise MalformedResponse("the version is not HTTP/1.0 or HTTP/1.1")
         if status < 200:
             self._interim += 1
@@ -181,25 +189,25 @@ class ResponseParser:
             return
         self.status = status
         self._progress = True
-        self.state = State.BODY
+        self.state = _BODY
         if self._no_body:
             self.keep_alive = parser.should_keep_alive()
             self._fresh = False  # llhttp waits for a body that does not come
-            self.state = State.DONE
+            self.state = _DONE
         elif status in _NO_BODY:
             self._length = True
 
     def on_body(self, data: bytes) -> None:
-        if self.state is State.DONE:
+        if self.state is _DONE:
             raise MalformedResponse("there is a body where none may be")
         self._progress = True
         self.body.append(data)
 
     def on_message_complete(self) -> None:
-        if self.state is State.BODY:
+        if self.state is _BODY:
             self.keep_alive = self._parser.should_keep_alive()
-            self.state = State.DONE
-        elif self.state is State.HEAD:  # an interim response ends
+            self.state = _DONE
+        elif self.state is _HEAD:  # an interim response ends
             self.headers = []
             self.coding = b""
             self._length = self._chunked = False
