@@ -17,7 +17,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +33,7 @@ from andthen.config import Config
 from andthen.engine import process as engine_process
 from andthen.engine.client import EngineClient
 from andthen.reload import Control, NotReloaded, check_live, live_settings
+from andthen.run_dir import run_dir
 from andthen.server import worker
 from andthen.server.renewal import offered
 from andthen.server.settings import FIRST_PORT, LAST_PORT
@@ -105,13 +105,9 @@ def serve(
     Raises:
         CannotListen: the directory for the engine's socket can't be used.
     """
-    run_dir = Path(tempfile.mkdtemp(prefix="andthen-"))
-    try:
-        with listening, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            supervisor = _Supervisor(config, listening, run_dir, engine_command)
-            return runner.run(supervisor.run(on_serving, read_again))
-    finally:
-        shutil.rmtree(run_dir, ignore_errors=True)
+    with run_dir() as folder, listening, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        supervisor = _Supervisor(config, listening, folder, engine_command)
+        return runner.run(supervisor.run(on_serving, read_again))
 
 
 class Keeper(threading.Thread):

@@ -157,11 +157,14 @@ def alive(pid: int) -> bool:
 
 
 @contextmanager
-def running(home: Path, settings: str = "", *, database: str = "") -> Iterator[Running]:
+def running(
+    home: Path, settings: str = "", *, database: str = "", temporary: Path | None = None
+) -> Iterator[Running]:
     """A server under these settings (the lines of `[server]`), killed at the end if it still runs.
 
     Args:
         database: an empty one in PostgreSQL; none: the SQLite file in `home`.
+        temporary: the folder for temporary files; none: `home`.
     """
     home.mkdir(exist_ok=True)
     books = f'[books]\ndatabase = "{database}"\n' if database else ""
@@ -173,7 +176,7 @@ def running(home: Path, settings: str = "", *, database: str = "") -> Iterator[R
             [sys.executable, "-m", "tests.server.scripted_server", str(home)],
             stdout=subprocess.PIPE,
             stderr=log,
-            env=os.environ | {"TMPDIR": str(home)},
+            env=os.environ | {"TMPDIR": str(temporary or home)},
         )
     try:
         assert process.stdout is not None

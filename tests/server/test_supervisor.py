@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -144,6 +145,38 @@ def test_nothing_outlives_a_killed_supervisor(tmp_path: Path) -> None:
         children = [server.pid(place) for place in ("engine", "worker-0", "worker-1")]
         server.process.kill()
         server.until(lambda: not any(map(alive, children)), "no child is left")
+
+
+def test_the_next_start_removes_the_folders_of_killed_servers_and_no_others(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    with running(tmp_path / "1", temporary=shared) as killed:
+        (dead,) = shared.iterdir()
+        killed.process.kill()
+        killed.process.wait()
+        assert list(shared.iterdir()) == [dead]
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(dead, elsewhere, ignore=lambda folder, names: [n for n in names if is_socket(folder, n)])
+    before = sorted(elsewhere.iterdir())
+    linked, empty, file = others = [shared / f"andthen-{name}" for name in ("00000000", "abcdefgh", "ijklmnop")]
+    linked.symlink_to(elsewhere)
+    empty.mkdir()
+    file.touch()
+    with running(tmp_path / "2", temporary=shared) as first:
+        (own,) = set(shared.iterdir()).difference(others)
+        assert own != dead
+        with running(tmp_path / "3", temporary=shared) as second:
+            assert len(set(shared.iterdir()).difference(others)) == 2
+            assert first.complete("go").status == second.complete("go").status == 200
+            assert second.stop() == 0
+        assert first.ask("GET", "/metrics").status == 200
+        assert first.stop() == 0
+    assert set(shared.iterdir()) == set(others)
+    assert sorted(elsewhere.iterdir()) == before
+
+
+def is_socket(folder: str, name: str) -> bool:
+    return (Path(folder) / name).is_socket()
 
 
 def test_an_engine_that_can_not_start_ends_the_server(tmp_path: Path) -> None:
