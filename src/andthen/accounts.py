@@ -145,11 +145,11 @@ class Accounts:
         if bounded is not None:
             raise BudgetExceeded(_bounded_message(bounded), for_good=bounded.for_good)
 
-    async def write_settlement(self, settlement: Settlement) -> None:
+    async def write_settlement(self, settlement: Settlement, writing: Writing | None) -> None:
         if settlement.code == LedgerUnavailable.code:  # nothing was spent, and the refusal is to be told soon
-            self._pen.hand_in(settlement)
+            self._pen.hand_in(settlement, writing)
         else:
-            await self._pen.settle(settlement)
+            await self._pen.settle(settlement, writing)
 
     def costed(self, exchange: Exchanged, at_ms: int) -> tuple[Call, str]:
         """An exchange as the ledger has it, and the price that was used."""
@@ -214,7 +214,7 @@ class Account:
             self._writing.leave()
         costed = [self._accounts.costed(exchange, self._intent.started_at_ms) for exchange in outcome.exchanges]
         calls = tuple(call for call, _ in costed)
-        await self._accounts.write_settlement(Settlement(
+        settlement = Settlement(
             intent=self._intent,
             status=outcome.status,
             ended_by=outcome.ended_by,
@@ -231,7 +231,8 @@ class Account:
             first_ms=outcome.first_ms,
             total_ms=outcome.total_ms,
             calls=calls,
-        ))  # fmt: skip
+        )
+        await self._accounts.write_settlement(settlement, self._writing)
 
 
 def _now_ms() -> int:

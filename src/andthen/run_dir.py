@@ -52,7 +52,9 @@ def remove_dead() -> None:
     with contextlib.suppress(OSError):
         parent = os.open(tempfile.gettempdir(), os.O_RDONLY | os.O_DIRECTORY)
         try:
-            removed = [name for name in os.listdir(parent) if _NAME.fullmatch(name) and _remove_dead(parent, name)]
+            with os.scandir(parent) as entries:
+                names = [entry.name for entry in entries if _NAME.fullmatch(entry.name)]
+            removed = [name for name in names if _remove_dead(parent, name)]
         finally:
             os.close(parent)
         if removed:

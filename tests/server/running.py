@@ -157,9 +157,7 @@ def alive(pid: int) -> bool:
 
 
 @contextmanager
-def running(
-    home: Path, settings: str = "", *, database: str = "", temporary: Path | None = None
-) -> Iterator[Running]:
+def running(home: Path, settings: str = "", *, database: str = "", temporary: Path | None = None) -> Iterator[Running]:
     """A server under these settings (the lines of `[server]`), killed at the end if it still runs.
 
     Args:

@@ -129,7 +129,9 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
             _cache(boot.cache, measured) as cache,
             EngineClient(boot.engine_path) as engine,
             Transport() as transport,
-            LedgerWriter(store, _holder(boot.place), Path(boot.home), measured.note_ledger) as pen,
+            LedgerWriter(
+                store, _holder(boot.place), Path(boot.home), measured.note_ledger, measured.count_unrecorded
+            ) as pen,
             Retention(store, boot.books),
             Texts(store, boot.books) as texts,
             KeptReplies(store, pen.holder, boot.books) as replies,
