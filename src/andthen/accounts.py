@@ -23,6 +23,7 @@ from andthen.complete import Work
 from andthen.contract.errors import BudgetExceeded, LedgerUnavailable, ModelNotAllowed
 from andthen.contract.events import Exchange, Usage, total
 from andthen.contract.request import CompletionRequest, Prompt
+from andthen.descriptors import or_refusal
 from andthen.plan.plan import Plan
 from andthen.plan.spread import Part, parts
 from andthen.sources import Deployment, Placed
@@ -137,16 +138,18 @@ class Accounts:
         return self._pen.intend(intent)
 
     async def written(self, writing: Writing) -> None:
-        """Raises: BudgetExceeded, LedgerUnavailable."""
+        """Raises: BudgetExceeded, LedgerUnavailable, NoDescriptors."""
         try:
             bounded = await writing
         except BooksError as error:
-            raise LedgerUnavailable("The ledger can't be written at the moment: send the request again.") from error
+            raise or_refusal(
+                LedgerUnavailable("The ledger can't be written at the moment: send the request again.")
+            ) from error
         if bounded is not None:
             raise BudgetExceeded(_bounded_message(bounded), for_good=bounded.for_good)
 
     async def write_settlement(self, settlement: Settlement, writing: Writing | None) -> None:
-        if settlement.code == LedgerUnavailable.code:  # nothing was spent, and the refusal is to be told soon
+        if writing is not None and writing.failed:  # nothing was spent, and the refusal is to be told soon
             self._pen.hand_in(settlement, writing)
         else:
             await self._pen.settle(settlement, writing)

@@ -30,6 +30,7 @@ from prometheus_client import CollectorRegistry
 from andthen import logs, metrics
 from andthen.books.hub import Hub
 from andthen.config import Config
+from andthen.descriptors import log_none_left, means_none_left
 from andthen.engine import process as engine_process
 from andthen.engine.client import EngineClient
 from andthen.reload import Control, NotReloaded, check_live, live_settings
@@ -149,7 +150,9 @@ class Keeper(threading.Thread):
                 return 0
             try:
                 process = self._process = self._start_process()
-            except OSError:
+            except OSError as error:
+                if means_none_left(error):
+                    log_none_left()
                 _LOG.exception("process_not_started", place=self._place)
                 return os.EX_OSERR
         _LOG.info("process_started", place=self._place, pid=process.pid)

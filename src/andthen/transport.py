@@ -28,7 +28,8 @@ from aiohttp.tracing import Trace
 from yarl import URL
 
 from andthen import __version__
-from andthen.contract.errors import UpstreamError, UpstreamGarbled, UpstreamTimeout, UpstreamUnreachable
+from andthen.contract.errors import AndthenError, UpstreamError, UpstreamGarbled, UpstreamTimeout, UpstreamUnreachable
+from andthen.descriptors import or_refusal, upstream_socket
 from andthen.vendors.settings import Access
 from andthen.wire.base import Call, Headers
 
@@ -127,6 +128,7 @@ class Reply:
     Entering raises what `placed` raises. Entering and reading raise:
         UpstreamTimeout: one of `access.timeouts` has passed; the message says which.
         UpstreamUnreachable: no connection, or one that closed before the reply began.
+        NoDescriptors: no connection, for this process has no file descriptor left for one.
         UpstreamGarbled: the reply is not HTTP, or is cut off.
     """
 
@@ -175,7 +177,7 @@ class Reply:
         started = self._loop.time()
         self._total_at = started + self._access.timeouts.total_s
         self._arm("connect_s", started)
-        failure: UpstreamError | None = None
+        failure: AndthenError | None = None
         token = _exchange.set(self)
         try:
             async with asyncio.timeout_at(self._due) as self._timer:
@@ -285,7 +287,7 @@ class Reply:
         now = self._loop.time()
         if self._flowing:
             self._arm("between_tokens_s", now)
-        failure: UpstreamError | None = None
+        failure: AndthenError | None = None
         data = b""
         try:
             if now >= self._total_at:
@@ -349,12 +351,12 @@ class Reply:
         limit = getattr(self._access.timeouts, self._setting)
         return UpstreamTimeout(f"{text.format(vendor=self._vendor, limit=limit)}: send the request again.")
 
-    def _failure(self, error: Exception) -> UpstreamError:
+    def _failure(self, error: Exception) -> AndthenError:
         """What to raise for one of `LIBRARY_ERRORS`."""
         if isinstance(error, TimeoutError) or (self._timer is not None and self._timer.expired()):
             return self._late()
         if not self.reached:
-            return UpstreamUnreachable(f"{self._vendor} can't be reached: {self._why(error)}.")
+            return or_refusal(UpstreamUnreachable(f"{self._vendor} can't be reached: {self._why(error)}."))
         if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError):
             return UpstreamGarbled(f"{self._vendor}'s reply is not valid HTTP: send the request again.")
         if self.began:
@@ -400,7 +402,7 @@ class _Connector(aiohttp.TCPConnector):
             ssl=_trust(access.ca_file),
             limit=0,
             keepalive_timeout=_KEEP_ALIVE_S,
-            socket_factory=None if access.private or access.proxy else _public_socket,
+            socket_factory=upstream_socket if access.private or access.proxy else _public_socket,
         )
         self._used: WeakSet[ResponseHandler] = WeakSet()
 
@@ -468,11 +470,10 @@ class _PrivateAddress(OSError):
 
 def _public_socket(address: AddrInfoType) -> socket.socket:
     """The socket for an address that is about to be connected to."""
-    family, kind, protocol, _, place = address
-    if not _public(str(place[0])):
+    if not _public(str(address[4][0])):
         _exchange.get()._refused = True
         raise _PrivateAddress
-    return socket.socket(family=family, type=kind, proto=protocol)
+    return upstream_socket(address)
 
 
 _GLOBAL_UNICAST = IPv6Network("2000::/3")

@@ -134,6 +134,12 @@ class Writing:
             self._pen._give_up(self.waiting)
         return future.result()
 
+    @property
+    def failed(self) -> bool:
+        """The database did not take it, or not soon enough."""
+        future = self.waiting.future
+        return future.done() and not future.cancelled() and future.exception() is not None
+
     def leave(self) -> None:
         """Nobody waits for it any more: unless the database is at it already, it is not written."""
         self._pen._drop(self.waiting)

@@ -20,6 +20,7 @@ import structlog
 from andthen.contract.errors import AndthenError, EngineRestarted, by_code
 from andthen.contract.events import Event, Exchange, Finished, Text, Usage
 from andthen.contract.request import CompletionRequest
+from andthen.descriptors import or_refusal
 from andthen.engine.frames import decode_answers
 from andthen.engine.messages import (
     CREDIT_TOKENS,
@@ -92,7 +93,7 @@ class EngineClient:
             model: the whole name, `local/NAME`.
 
         Raises:
-            EngineRestarted: there is no engine at the moment.
+            EngineRestarted, NoDescriptors: there is no engine at the moment, or no link to it.
         """
         link = self._linked()
         known = self.models.get(model)
@@ -135,7 +136,7 @@ class EngineClient:
 
     def _linked(self) -> _EngineLink:
         if self._link is None or not self.ready:
-            raise _restarted()
+            raise or_refusal(_restarted())
         return self._link
 
     async def _keep_linked(self) -> None:

@@ -16,8 +16,9 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from andthen.contract.errors import AndthenError, BadRequest, HeadersTooLarge, RequestTimeout
+from andthen.contract.errors import AndthenError, BadRequest, HeadersTooLarge, NoDescriptors, RequestTimeout
 from andthen.contract.response import error_body
+from andthen.descriptors import refusal, spare_for_clients, spare_for_upstream
 from andthen.server.settings import ServerSettings
 
 SCOPE_KEY = "andthen.link"
@@ -27,6 +28,8 @@ _MAX_PIPELINED = 8
 _LINGER_S = 2.0
 """After a refusal the rest of what comes is thrown away for so long: closing at once would reset the connection and
 could take the reply with it."""
+_SILENT_S = 1.0
+"""A connection that is about to be refused for lack of file descriptors may send nothing for so long."""
 
 
 _UPGRADE = re.compile(rb"(\n)(upgrade)(?=[ \t]*:)", re.IGNORECASE)
@@ -98,7 +101,15 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._start_head_timer()
+        descriptor = transport.get_extra_info("socket").fileno()
+        if spare_for_clients(descriptor):
+            self._start_head_timer(self.settings.header_timeout_s)
+            return
+        self._refusal = refusal()
+        if spare_for_upstream(descriptor):
+            self._start_head_timer(_SILENT_S)
+        else:  # there is none left to wait for what it sends
+            transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_head_timer()
@@ -110,6 +121,9 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._closing:
+            return
+        if isinstance(self._refusal, NoDescriptors):
+            self._refuse(self._refusal)
             return
         began_before = self._in_head
         if b"pgrade" in data and (not self._links or self._links[-1].body_is_here):
@@ -124,7 +138,7 @@ class Protocol(HttpToolsProtocol):
                     self._refuse(self._head_too_large())
                     return
             if self._head_timer is None:
-                self._start_head_timer()
+                self._start_head_timer(self.settings.header_timeout_s)
         elif not self._links and self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
@@ -198,8 +212,8 @@ class Protocol(HttpToolsProtocol):
             f"The request's line and headers are larger than {self.settings.header_bytes} bytes: send fewer."
         )
 
-    def _start_head_timer(self) -> None:
-        self._head_timer = self.loop.call_later(self.settings.header_timeout_s, self._head_timed_out)
+    def _start_head_timer(self, within_s: float) -> None:
+        self._head_timer = self.loop.call_later(within_s, self._head_timed_out)
 
     def _stop_head_timer(self) -> None:
         if self._head_timer is not None:
@@ -226,7 +240,11 @@ class Protocol(HttpToolsProtocol):
             self.transport.write(
                 STATUS_LINE[error.status]
                 + b"content-type: application/json\r\ncontent-length: %d\r\nconnection: close\r\n"
-                b"x-should-retry: %s\r\n\r\n" % (len(body), b"true" if error.should_retry else b"false") + body
+                b"x-should-retry: %s\r\n"
+                % (len(body), b"true" if error.should_retry else b"false")
+                + (b"" if error.retry_after_s is None else b"retry-after: %d\r\n" % error.retry_after_s)
+                + b"\r\n"
+                + body
             )
         self._close()
 
