@@ -81,8 +81,8 @@ class Spool:
         _LOG.error("ledger_spool_failed", reason=str(error), settlements=repr(costly))
 
     def look(self) -> None:
-        """Finds the files that are there now, unless those that were found before are not all done."""
-        if self._names or self._read:
+        """Finds the files that are there now, once all that were found before have been read."""
+        if self._names:
             return
         try:
             with os.scandir(self._folder) as entries:
@@ -97,7 +97,7 @@ class Spool:
             return
         except OSError as error:  # a file system without locks: that two processes write the same is no harm
             _LOG.debug("ledger_spool_not_locked", reason=str(error))
-        self._names.extend(sorted(found))
+        self._names.extend(sorted({*found} - {path.name for path, _ in self._read}))
 
     def next(self, most: int) -> list[Settlement]:
         """Up to so many settlements that the database has not taken; the same again until `taken` is called."""

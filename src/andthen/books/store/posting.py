@@ -85,7 +85,10 @@ def _settle_late(driver: Driver, settlements: list[Settlement]) -> list[Settleme
     database was gone while its lease ran out. Returns those that were either; the others were settled before."""
     if not settlements:
         return []
-    late = list({settlement.intent.id: settlement for settlement in reversed(settlements)}.values())
+    first: dict[str, Settlement] = {}
+    for settlement in settlements:
+        first.setdefault(settlement.intent.id, settlement)
+    late = list(first.values())
     ended_by = driver.read(_ENDED_BY, [{"id": settlement.intent.id} for settlement in late])
     unopened = [settlement for settlement, rows in zip(late, ended_by, strict=True) if not rows]
     lost = [
