@@ -124,7 +124,7 @@ def test_a_database_that_goes(tmp_path: Path, postgres: OwnPostgres, gone_s: flo
         assert site.spooled()
         postgres.start()
         site.check(refused=2)
-        assert site.caught_up() >= RUNNING
+        site.server.until(lambda: site.caught_up() >= RUNNING, "the log has what was caught up with")
         told = {"ledger_unavailable": 1, "keys_stale": 1, "keys_fresh_again": 1, "ledger_back": 1}
         assert {name: count for name, count in site.log().items() if name not in QUIET} == told
         assert site.server.complete("one").status == 200
@@ -285,7 +285,7 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
             assert not site.spooled()
             ballast.unlink()
             site.check(refused=2)
-            assert site.caught_up() >= RUNNING
+            site.server.until(lambda: site.caught_up() >= RUNNING, "the log has what was caught up with")
             log = site.log()
             assert (log["ledger_unavailable"], log["ledger_back"]) == (1, 1)
             assert log["ledger_spool_failed"]
