@@ -18,10 +18,12 @@ import msgspec
 import structlog
 from msgspec.structs import asdict
 
+from andthen.contract.body import holds_more
 from andthen.contract.errors import AndthenError, RateLimited, ReplyTooLarge, UpstreamTimeout
 from andthen.contract.events import Event, Exchange, Usage, size
+from andthen.contract.request import CompletionRequest
 from andthen.offload import LARGE_BYTES, LARGE_EVENTS, offload
-from andthen.plan.bounds import most_reply_bytes
+from andthen.plan.bounds import most_reply_bytes, most_reply_values
 from andthen.plan.spread import Part, Spread
 from andthen.sources import Ask
 from andthen.transport import Reply, Transport
@@ -146,7 +148,11 @@ class RemoteAttempt:
         while True:
             source = self._source
             target = source.remote.target(source.model, at_s=time.time(), secrets=source.secrets)
-            call = source.wire.encode(part.request, target, streams=part.streams)
+            encode = source.wire.encode
+            if _is_large(part.request):
+                call = await offload(encode, part.request, target, streams=part.streams)
+            else:
+                call = encode(part.request, target, streams=part.streams)
             reply = source.transport.perform(call, self._access(), source.remote.vendor, self._ask.placed)
             began_s = time.monotonic()
             code = ""
@@ -183,22 +189,12 @@ class RemoteAttempt:
                 refusal = Refusal(reply.status, reply.headers, await reply.head(_REFUSAL_BYTES))
                 raise source.wire.refusal(refusal, part.request, target)
             decoder = source.wire.decoder(part.request, target, streams=call.streams)
-            most = most_reply_bytes(part.request)
+            reading = _Reading(decoder, part.request, target, streams=call.streams)
             if call.streams:
-                received = silent = 0
                 async for data in reply.chunks():
-                    received += len(data)
-                    silent += len(data)
-                    if received > most:
-                        raise ReplyTooLarge(f"{target.vendor}'s reply is far larger than what was asked for.")
-                    # An event may have been gathered from many pieces.
-                    told = await offload(decoder.feed, data) if silent > LARGE_BYTES else decoder.feed(data)
-                    silent = 0 if told else silent
-                    if (
-                        events := await self._feed_large(part, told)
-                        if self._is_large(told)
-                        else spread.feed(part, told)
-                    ):
+                    told = await reading.feed(data)
+                    events = await self._feed_large(part, told) if self._is_large(told) else spread.feed(part, told)
+                    if events:
                         self._note(decoder, target)
                         yield events
                     if not spread.wanted(part):
@@ -207,8 +203,7 @@ class RemoteAttempt:
                         decoder.feed(b"")  # raises what came behind them
                 last = decoder.end()
             else:
-                body = await reply.body(most)
-                last = await offload(_read, decoder, body) if len(body) > LARGE_BYTES else _read(decoder, body)
+                last = await reading.whole(await reply.body(reading.most_bytes))
             events = await self._feed_large(part, last) if self._is_large(last) else spread.feed(part, last)
             spread.close(part)
             self._note(decoder, target)
@@ -257,9 +252,54 @@ class RemoteAttempt:
         return wait_s
 
 
-def _read(decoder: Decoder, body: bytes) -> list[Event]:
-    """A reply that came whole."""
-    return [*decoder.feed(body), *decoder.end()]
+def _is_large(request: CompletionRequest) -> bool:
+    return len(request.logit_bias) + sum(map(len, request.prompts)) > LARGE_BYTES
+
+
+class _Reading:
+    """Reads a reply within the bounds of what was asked, and in a thread what is large.
+
+    `feed` and `whole` raise what the decoder does, and:
+        ReplyTooLarge
+    """
+
+    def __init__(self, decoder: Decoder, request: CompletionRequest, target: Target, *, streams: bool) -> None:
+        self._decoder = decoder
+        self._vendor = target.vendor
+        self._most_values = most_reply_values(request)
+        self.most_bytes = most_reply_bytes(request, streams=streams)
+        self._bytes = 0
+        self._silent_bytes = self._silent_values = 0
+        """Since the last event: of one that is gathered from many pieces, or of what tells nothing."""
+
+    async def feed(self, data: bytes) -> list[Event]:
+        """The events of the next bytes of a stream."""
+        self._bytes += len(data)
+        self._silent_bytes += len(data)
+        if self._bytes > self.most_bytes:
+            raise self._too_large()
+        if self._silent_bytes <= LARGE_BYTES:
+            events = self._decoder.feed(data)
+        else:
+            self._silent_values += data.count(b",") + data.count(b"[") + data.count(b"{")
+            if self._silent_values > self._most_values:
+                raise self._too_large()
+            events = await offload(self._decoder.feed, data)
+        if events:
+            self._silent_bytes = self._silent_values = 0
+        return events
+
+    async def whole(self, body: bytes) -> list[Event]:
+        """The events of a reply that came whole."""
+        return self._read(body) if len(body) <= LARGE_BYTES else await offload(self._read, body)
+
+    def _read(self, body: bytes) -> list[Event]:
+        if len(body) > LARGE_BYTES and holds_more(body, self._most_values):
+            raise self._too_large()
+        return [*self._decoder.feed(body), *self._decoder.end()]
+
+    def _too_large(self) -> ReplyTooLarge:
+        return ReplyTooLarge(f"{self._vendor}'s reply is far larger than what was asked for.")
 
 
 def _may_be_billed(reply: Reply) -> bool:

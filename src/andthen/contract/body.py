@@ -64,7 +64,7 @@ def _check_size(body: bytes, max_depth: int, max_items: int) -> None:
     if body.count(b"[") + body.count(b"{") <= max_depth and body.count(b",") < _MAX_MEMBERS:
         return
     depth = items = members = 0
-    for structure in _structure(body):
+    for structure in pieces(body):
         commas = structure.count(b",")
         items += commas
         if commas == len(structure):
@@ -86,7 +86,20 @@ def _check_size(body: bytes, max_depth: int, max_items: int) -> None:
             raise InvalidJson(f"The body's object has more than {_MAX_MEMBERS} members: leave out what is not needed.")
 
 
-def _structure(body: bytes) -> Iterator[bytes]:
+def holds_more(body: bytes, most: int) -> bool:
+    """Whether JSON, or what may be none, has more than so many values; strings are not looked into."""
+    items = body.count(b",") + body.count(b"[") + body.count(b"{")
+    if items <= most:
+        return False
+    items = 0
+    for structure in pieces(body):
+        items += len(structure) - structure.count(b"]") - structure.count(b"}")
+        if items > most:
+            return True
+    return False
+
+
+def pieces(body: bytes) -> Iterator[bytes]:
     """The brackets and commas outside of strings, a piece at a time."""
     in_string = False
     start = 0

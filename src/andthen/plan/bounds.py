@@ -21,7 +21,12 @@ _REPLY_BYTES = 64 * 2**20
 _REPLY_MORE_BYTES = 2**20
 """What a reply may hold besides: sources, ratings, hidden reasoning, pings."""
 _CHUNK_BYTES = 2048
-"""Of a token of text with the JSON around it. In a stream each may have a chunk of its own."""
+"""Of a token of text in a stream, where each may have a chunk of its own with all that surrounds it."""
+_REPLY_VALUES = 2**22
+_REPLY_MORE_VALUES = 2**16
+_VALUES_OF_TOKEN = 4
+_VALUES_SCORED = 16
+"""JSON values of a token or an alternative with its log-probability and its bytes, one by one."""
 _SCORED_BYTES = 512
 """Of a token or an alternative with its log-probability, its bytes and its escapes."""
 _TEMPLATE_TOKENS = 1024
@@ -40,15 +45,26 @@ def most_text_bytes(request: CompletionRequest) -> int:
     return _BYTES_OF_TOKEN * request.max_tokens + _TEXT_MORE_BYTES
 
 
-def most_reply_bytes(request: CompletionRequest) -> int:
-    """Of the body of the reply, streamed or not."""
-    candidates = len(request.prompts) * request.n
-    scored = 0 if request.logprobs is None and not request.echo else _SCORED_BYTES * (2 + (request.logprobs or 0))
-    bytes_ = candidates * most_tokens(request) * (_CHUNK_BYTES + scored)
+def most_reply_bytes(request: CompletionRequest, *, streams: bool) -> int:
+    """Of the reply's body."""
+    plain, scored = _tokens(request)
+    own_bytes = plain * (_CHUNK_BYTES if streams else _BYTES_OF_TOKEN) + scored * _SCORED_BYTES
+    return min(_REPLY_MORE_BYTES + own_bytes, _REPLY_BYTES)
+
+
+def most_reply_values(request: CompletionRequest) -> int:
+    """JSON values of the reply's body, or of an event of a stream."""
+    plain, scored = _tokens(request)
+    return min(_REPLY_MORE_VALUES + plain * _VALUES_OF_TOKEN + scored * _VALUES_SCORED, _REPLY_VALUES)
+
+
+def _tokens(request: CompletionRequest) -> tuple[int, int]:
+    """Of a reply, echoed prompts included; and those and their alternatives that have log-probabilities."""
+    tokens = len(request.prompts) * request.n * most_tokens(request)
     if request.echo:
-        prompts = sum(worst_prompt_tokens(prompt) for prompt in request.prompts)
-        bytes_ += request.n * prompts * (_SCORED_BYTES + scored)
-    return min(_REPLY_MORE_BYTES + bytes_, _REPLY_BYTES)
+        tokens += request.n * sum(worst_prompt_tokens(prompt) for prompt in request.prompts)
+    is_scored = request.logprobs is not None or request.echo
+    return tokens, tokens * (2 + (request.logprobs or 0)) if is_scored else 0
 
 
 def asked_tokens(request: CompletionRequest) -> int:

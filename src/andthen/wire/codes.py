@@ -36,8 +36,8 @@ _GOOGLE = """
     aborted already_exists api_key_invalid blocklist cancelled data_loss deadline_exceeded failed_precondition
     image_other image_prohibited_content image_recitation image_safety internal invalid_argument language
     malformed_function_call malformed_response max_tokens missing_thought_signature no_image other out_of_range
-    prohibited_content pup_limited_disabled recitation resource_exhausted safety spii too_many_tool_calls unauthenticated
-    unexpected_tool_call unimplemented unknown
+    prohibited_content pup_limited_disabled recitation resource_exhausted safety spii too_many_tool_calls
+    unauthenticated unexpected_tool_call unimplemented unknown
 """
 _AWS = """
     accessdeniedexception expiredtokenexception incompletesignatureexception internalfailure internalserverexception
