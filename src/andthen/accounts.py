@@ -14,7 +14,7 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from andthen.books.keys import Key
-from andthen.books.ledger import Bounded, Call, EndedBy, Intent, Origin, Settlement, Tokens, worst_prompt_tokens
+from andthen.books.ledger import Bounded, Call, EndedBy, Intent, Origin, Settlement, Tokens
 from andthen.books.policy import Budget
 from andthen.books.prices import PriceBook
 from andthen.books.store import BooksError
@@ -22,7 +22,7 @@ from andthen.books.writer import LedgerWriter, Writing
 from andthen.complete import Work
 from andthen.contract.errors import BudgetExceeded, LedgerUnavailable, ModelNotAllowed
 from andthen.contract.events import Exchange, Usage, total
-from andthen.contract.request import CompletionRequest, Prompt
+from andthen.contract.request import CompletionRequest, Prompt, worst_prompt_tokens
 from andthen.descriptors import or_refusal
 from andthen.plan.plan import Plan
 from andthen.plan.spread import Part, parts
@@ -217,6 +217,11 @@ class Account:
             self._writing.leave()
         costed = [self._accounts.costed(exchange, self._intent.started_at_ms) for exchange in outcome.exchanges]
         calls = tuple(call for call, _ in costed)
+        cost_micros, tokens = sum(call.cost_micros for call in calls), _sum([call.tokens for call in calls])
+        if self._intent.budgets:
+            # What a vendor tells is not ours to trust a budget to.
+            cost_micros = min(cost_micros, self._intent.reserved_micros)
+            tokens = _at_most(tokens, self._intent.reserved_tokens)
         settlement = Settlement(
             intent=self._intent,
             status=outcome.status,
@@ -224,8 +229,8 @@ class Account:
             settled_at_ms=_now_ms(),
             code=outcome.code,
             model=_name(outcome.model),
-            tokens=_sum([call.tokens for call in calls]),
-            cost_micros=sum(call.cost_micros for call in calls),
+            tokens=tokens,
+            cost_micros=cost_micros,
             price=next((price for _, price in reversed(costed) if price), ""),
             plan=outcome.plan,
             origin=outcome.origin,
@@ -263,6 +268,21 @@ def _sum(tokens: Sequence[Tokens]) -> Tokens:
         completion=sum(one.completion for one in tokens),
         reasoning=sum(one.reasoning for one in tokens),
         source=total([Usage(0, 0, source=one.source) for one in tokens]).source,
+    )
+
+
+def _at_most(tokens: Tokens, most: int) -> Tokens:
+    """All in all; what is too much is taken from the prompt's first, where templates stand that nobody can foresee."""
+    if tokens.total <= most:
+        return tokens
+    completion = min(tokens.completion, most)
+    prompt = min(tokens.prompt, most - completion)
+    return Tokens(
+        prompt=prompt,
+        cached=min(tokens.cached, prompt),
+        completion=completion,
+        reasoning=min(tokens.reasoning, completion),
+        source="bounded",
     )
 
 

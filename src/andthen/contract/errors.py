@@ -265,6 +265,10 @@ class UpstreamGarbled(UpstreamError):
     code = "upstream_garbled"
 
 
+class ReplyTooLarge(UpstreamGarbled):
+    """The vendor's reply is far larger than what was asked for."""
+
+
 class UpstreamFailed(UpstreamError):
     """The vendor says that it failed."""
 
