@@ -195,7 +195,7 @@ def test_who_leaves_ends_the_work_pays_for_what_was_made_and_leaves_nothing_take
     with held[stage.held](), server.connect() as client:
         server.send(client, stage.word, model=model, stream=stage.stream, max_tokens=900)
         reach(place, stage, model, client)
-        client.close()
+        server.until_closed_by_client(client)
 
     def settled() -> bool:
         row = place.row(issued.key.id)
