@@ -157,6 +157,7 @@ BAD_HEADS = {
     "a Host with a comma and a slash": get(b"host: x,y/z"),
     "a Host with an at sign": get(b"host: a@b"),
     "a Host with a bad port": get(b"host: x:8a"),
+    "a Host with an open bracket": get(b"host: [::1"),
     "a Host with bytes": get(b"host: \xff"),
     "HTTP/2.0": get(b"host: x", version=b"2.0"),
     "HTTP/3.0": get(b"host: x", version=b"3.0"),

@@ -128,6 +128,8 @@ class Protocol(HttpToolsProtocol):
         """Of the requests that are not answered, in their order; the first is in work."""
         self._in_head = False
         self._head_bytes = 0
+        self._unseen_bytes = 0
+        """Of a body, since its last byte that counts: of a chunk extension, or of trailers."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._probe_timer: asyncio.TimerHandle | None = None
         self._parse_error: AndthenError | None = None
@@ -172,6 +174,10 @@ class Protocol(HttpToolsProtocol):
                     return
             if self._head_timer is None:
                 self._start_head_timer()
+        elif self._links and not self._links[-1].body_is_here:
+            self._unseen_bytes += len(data)
+            if self._unseen_bytes > self.settings.header_bytes + len(data):
+                self._refuse(self._head_too_large())
         elif not self._links and self.timeout_keep_alive_task is None:
             self.timeout_keep_alive_task = self.loop.call_later(
                 self.timeout_keep_alive, self.timeout_keep_alive_handler
@@ -216,7 +222,7 @@ class Protocol(HttpToolsProtocol):
         if self.parser.should_upgrade():
             return  # `_parse` has the same head parsed again
         self._in_head = False
-        self._head_bytes = 0
+        self._head_bytes = self._unseen_bytes = 0
         self._stop_head_timer()
         super().on_headers_complete()
         self.cycle.transport = cast(asyncio.Transport, self._reply_transport)
@@ -225,6 +231,10 @@ class Protocol(HttpToolsProtocol):
         cast(dict[str, Any], self.scope)[SCOPE_KEY] = link
         if 0 < len(self.pipeline) <= _MAX_PIPELINED:
             self.flow.resume_reading()
+
+    def on_body(self, body: bytes) -> None:
+        self._unseen_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -328,7 +338,7 @@ class Protocol(HttpToolsProtocol):
 
     def _head_too_large(self) -> HeadersTooLarge:
         return HeadersTooLarge(
-            f"The request's line and headers are larger than {self.settings.header_bytes} bytes: send fewer."
+            f"The request's line and headers, or trailers, are larger than {self.settings.header_bytes} bytes: send fewer."
         )
 
     def _start_head_timer(self) -> None:
