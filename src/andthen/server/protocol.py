@@ -338,7 +338,7 @@ class Protocol(HttpToolsProtocol):
 
     def _head_too_large(self) -> HeadersTooLarge:
         return HeadersTooLarge(
-            f"The request's line and headers, or trailers, are larger than {self.settings.header_bytes} bytes: send fewer."
+            f"The request's headers or trailers are larger than {self.settings.header_bytes} bytes: send fewer."
         )
 
     def _start_head_timer(self) -> None:
