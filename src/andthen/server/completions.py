@@ -202,6 +202,7 @@ class _EventStream:
         self._written_at_s = self._loop.time()
         self._timer = self._loop.call_later(settings.stream_open_after_s, self._tick)
         self._commenting: asyncio.Task[None] | None = None
+        exchange.link.probe = self._send_comment
 
     async def write(self, frames: bytes) -> None:
         """Sends what an event shows. The first event opens the stream, also if it shows nothing."""
@@ -219,6 +220,7 @@ class _EventStream:
     def close(self) -> None:
         """No comment any more."""
         self._timer.cancel()
+        self._exchange.link.probe = None
 
     async def _open(self) -> None:
         headers: Headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
@@ -232,8 +234,11 @@ class _EventStream:
         left_s = self._silence_s - silent_s
         if self._exchange.status is None or left_s <= 0:
             left_s = self._silence_s
-            self._commenting = self._loop.create_task(self._comment())
+            self._send_comment()
         self._timer = self._loop.call_later(left_s, self._tick)
+
+    def _send_comment(self) -> None:
+        self._commenting = self._loop.create_task(self._comment())
 
     async def _comment(self) -> None:
         # While a write waits for the client, nothing is missed and nothing may come in between.

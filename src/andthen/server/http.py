@@ -163,6 +163,7 @@ class Exchange:
 
     async def start(self, status: int, headers: Headers) -> None:
         """The status line and the headers."""
+        self.link.begin()
         self.status = status
         if not any(name == b"cache-control" for name, _ in headers):
             headers = [*headers, _UNSTORED]

@@ -150,6 +150,7 @@ class _Made:
     write_paused = False
     body_is_here = True
     on_gone: Callable[[], object] | None = None
+    probe: Callable[[], object] | None = None
 
     def __init__(self, recording: Recording) -> None:
         self.is_told = True
@@ -205,6 +206,9 @@ class _Made:
                 self._recording.add(Data(message["body"]))
         else:
             self._last, self._is_whole = [Data(message["body"], last=True)], True
+
+    def begin(self) -> None:
+        """The body was read."""
 
     def cut(self) -> None:
         """The reply ends where it is."""
