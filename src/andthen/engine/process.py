@@ -29,7 +29,7 @@ from prometheus_client import CollectorRegistry
 from andthen import child, logs, metrics
 from andthen.engine.frames import decode_question
 from andthen.engine.messages import Answer, Question
-from andthen.engine.settings import ENVIRONMENT, EngineSettings
+from andthen.engine.settings import ENVIRONMENT, INHERITED, EngineSettings
 from andthen.frames import FrameCutter, frame
 
 COMMAND = (sys.executable, "-m", "andthen.engine.process")
@@ -78,7 +78,8 @@ class Boot(Struct, frozen=True):
 
 def spawn(boot: Boot, command: tuple[str, ...] = COMMAND) -> subprocess.Popen[bytes]:
     """Starts an engine process. It stops when the returned process's `stdin` is closed."""
-    return child.spawn(command, boot, descriptors=[boot.listening_fd], environment=ENVIRONMENT)
+    descriptors = [boot.listening_fd] if boot.pulse_fd < 0 else [boot.listening_fd, boot.pulse_fd]
+    return child.spawn(command, boot, descriptors=descriptors, inherited=INHERITED, environment=ENVIRONMENT)
 
 
 class _Switchboard:

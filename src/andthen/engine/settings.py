@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -17,6 +18,18 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
 }
 """What has to be said before the engine's process starts, or its library loads."""
+
+
+_BEAT_S = 1.0
+_BEATS = 8
+"""So often within `hang_s`, at least."""
+
+
+INHERITED = re.compile(
+    r"(OMP|GOMP|KMP|OPENBLAS|MKL|BLIS|GGML|CUDA|HIP|HSA|ROCR|ROCM|SYCL|ONEAPI|ZE)_\w+"
+    r"|NVIDIA_(VISIBLE_DEVICES|DRIVER_CAPABILITIES)|VK_(ICD_FILENAMES|DRIVER_FILES|LAYER_PATH)"
+)
+"""Names of the environment's variables that its process gets: what its libraries read of the machine."""
 
 
 class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
