@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.serving import Server, serving
+from tests.serving import LOG, Server, serving
 
 WAIT_S = 20
 
@@ -40,6 +40,12 @@ def ready(server: Server) -> bool:
         return False
 
 
+def engine_of(server: Server) -> int:
+    """The process id of the first engine."""
+    log = (server.home / LOG).read_text()
+    return int(next(json.loads(line)["pid"] for line in log.splitlines() if '"process_started"' in line))
+
+
 @contextmanager
 def streaming(server: Server, **fields: object) -> Iterator[http.client.HTTPResponse]:
     """A stream of which the first bytes have come."""
@@ -53,17 +59,18 @@ def streaming(server: Server, **fields: object) -> Iterator[http.client.HTTPResp
     connection.close()
 
 
-def test_a_killed_engine_ends_streams_honestly_and_the_next_one_gives_the_same_text(tmp_path: Path) -> None:
-    with serving(tmp_path) as server:
+@pytest.mark.parametrize("told", [signal.SIGKILL, signal.SIGSTOP])
+def test_an_engine_that_ends_or_hangs_ends_streams_honestly_and_the_next_one_gives_the_same_text(
+    tmp_path: Path, told: signal.Signals
+) -> None:
+    with serving(tmp_path, settings="[engine]\nhang_s = 3.0\n") as server:
 
         def text() -> str:
             return str(server.complete(seed=7, max_tokens=24)["choices"][0]["text"])
 
         before = text()
         with streaming(server, max_tokens=900) as reply:
-            log = (tmp_path / "server.log").read_text()
-            (started,) = (json.loads(line) for line in log.splitlines() if '"process_started"' in line)
-            os.kill(started["pid"], signal.SIGKILL)
+            os.kill(engine_of(server), told)
             with pytest.raises(http.client.IncompleteRead) as cut:
                 reply.read()
         assert b'"code":"engine_restarted"' in cut.value.partial

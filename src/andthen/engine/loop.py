@@ -15,7 +15,7 @@ import structlog
 
 from andthen.contract.errors import AndthenError, InternalError, NoCapacity
 from andthen.contract.events import Usage
-from andthen.engine import intake
+from andthen.engine import intake, pulse
 from andthen.engine.job import Job
 from andthen.engine.messages import (
     Answer,
@@ -113,6 +113,7 @@ class Engine:
         """Works until `stop`."""
         progressed = False
         while not self._stopping:
+            pulse.own.beat()
             self._obey(wait=not progressed)  # what did not progress waits for a command: more work, or credit
             progressed = sum([self._step(runner) for runner in self._models.runners if not runner.idle]) > 0
             self._give_out()
@@ -135,7 +136,7 @@ class Engine:
 
     def _obey(self, *, wait: bool) -> None:
         try:
-            command = self._commands.get(block=wait)
+            command = self._commands.get(block=wait, timeout=self._settings.beat_s)
             while True:
                 command()
                 command = self._commands.get_nowait()

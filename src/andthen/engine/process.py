@@ -27,6 +27,7 @@ from msgspec import Struct
 from prometheus_client import CollectorRegistry
 
 from andthen import child, logs, metrics
+from andthen.engine import pulse
 from andthen.engine.frames import decode_question
 from andthen.engine.messages import Answer, Question
 from andthen.engine.settings import ENVIRONMENT, INHERITED, EngineSettings
@@ -74,6 +75,8 @@ class Boot(Struct, frozen=True):
     run_dir: str
     settings: EngineSettings
     logs: logs.LogSettings
+    pulse_fd: int = -1
+    """Of the `Pulse` by which it is watched; −1 where nobody does."""
 
 
 def spawn(boot: Boot, command: tuple[str, ...] = COMMAND) -> subprocess.Popen[bytes]:
@@ -168,13 +171,14 @@ async def _serve(boot: Boot, make_engine: Callable[[EngineSettings, Emit], RunsJ
     thread = threading.Thread(target=work, name="engine", daemon=True)
     thread.start()
     child.on_told_to_stop(lambda: finish(0))
-    measuring = asyncio.create_task(_measure(engine))
+    chores = [asyncio.create_task(_measure(engine)), asyncio.create_task(_show_life(boot.settings.beat_s))]
     listening = socket.socket(fileno=boot.listening_fd)
     listening.setblocking(False)
     # Never closed: closing would remove the socket's path, on which the next engine accepts.
     _server = await loop.create_unix_server(lambda: _WorkerLink(switchboard), sock=listening)
     code = await done
-    measuring.cancel()
+    for chore in chores:
+        chore.cancel()
     engine.stop()
     await asyncio.to_thread(thread.join, _STOP_WAIT_S)
     return code
@@ -187,6 +191,12 @@ async def _measure(engine: RunsJobs) -> None:
         await asyncio.sleep(_STATS_INTERVAL_S)
 
 
+async def _show_life(interval_s: float) -> None:
+    while True:
+        pulse.own.beat_at_socket()
+        await asyncio.sleep(interval_s)
+
+
 def main(make_engine: Callable[[EngineSettings, Emit], RunsJobs] | None = None) -> None:
     """The process: never returns. `make_engine` is the engine's class where it is not the embedded one."""
     for ignored in (signal.SIGINT, signal.SIGTERM):
@@ -194,6 +204,8 @@ def main(make_engine: Callable[[EngineSettings, Emit], RunsJobs] | None = None) 
     boot = child.read_boot(Boot)
     logs.configure(boot.logs)
     metrics.join(Path(boot.run_dir), PLACE)
+    if boot.pulse_fd >= 0:
+        pulse.own.join(boot.pulse_fd)
     if make_engine is None:
         from andthen.engine.loop import Engine
 

@@ -68,3 +68,11 @@ class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Sequences that a model runs at once."""
     batch_tokens: Annotated[int, Meta(ge=32, le=4096)] = 256
     """Tokens that one step computes at most: the bound of what a long prompt may delay the others."""
+    hang_s: Annotated[float, Meta(ge=0, le=86_400)] = 10.0
+    """An engine that shows no sign of life for so long is killed and started again; with 0 none is. On a CPU each part
+    of a step is such a sign, on a GPU only its end: set more there if a step takes as long."""
+
+    @property
+    def beat_s(self) -> float:
+        """How often its threads show life while they have nothing to do."""
+        return min(_BEAT_S, self.hang_s / _BEATS) if self.hang_s else _BEAT_S
