@@ -221,8 +221,8 @@ def _holder(place: str) -> str:
 
 
 def _counting(engine: EngineClient) -> CountTokens:
-    async def count(model: str, text: str, parse_special: bool) -> int:
-        return len(await engine.tokenize(model, text, parse_special=parse_special))
+    async def count(owner: str, model: str, text: str, parse_special: bool) -> int:
+        return len(await engine.tokenize(model, text, owner=owner, parse_special=parse_special))
 
     return count
 
