@@ -20,7 +20,7 @@ from andthen.books.prices import PriceBook
 from andthen.books.store import BooksError
 from andthen.books.writer import LedgerWriter, Writing
 from andthen.complete import Work
-from andthen.contract.errors import BudgetExceeded, LedgerUnavailable, ModelNotAllowed
+from andthen.contract.errors import BudgetExceeded, ContextLengthExceeded, LedgerUnavailable, ModelNotAllowed
 from andthen.contract.events import Exchange, Usage, total
 from andthen.contract.request import CompletionRequest, Prompt, worst_prompt_tokens
 from andthen.descriptors import or_refusal
@@ -30,8 +30,9 @@ from andthen.sources import Deployment, Placed
 
 Exchanged = tuple[str, Exchange]
 """The whole name of a deployment, and an exchange with it."""
-CountTokens = Callable[[str, str, bool], Awaitable[int]]
-"""(whole name of a local model, text, whether special tokens are read in it) → tokens, a document's start included."""
+CountTokens = Callable[[str, str, str, bool], Awaitable[int]]
+"""(who asks, whole name of a local model, text, whether special tokens are read in it) → tokens, a document's start
+included."""
 _MARKERS = 8
 """More than any model's marks of a gap to fill."""
 _NAME_MAX = 256
@@ -100,7 +101,7 @@ class Accounts:
         return found
 
     async def worst(
-        self, request: CompletionRequest, candidates: Sequence[tuple[Deployment, Plan]], at_ms: int
+        self, key_id: str, request: CompletionRequest, candidates: Sequence[tuple[Deployment, Plan]], at_ms: int
     ) -> tuple[int, int]:
         """The most that an answer by the dearest of the candidates can cost: millionths of a dollar, and tokens."""
         micros = tokens = 0
@@ -109,27 +110,30 @@ class Accounts:
             price = self._prices.price(deployment.model, at_ms)
             own_micros = own_tokens = 0
             for part in parts(request, plan):
-                prompt = sum([
-                    await self._prompt_tokens(deployment.model if is_local else None, one, part.request)
-                    for one in part.request.prompts
-                ])  # fmt: skip
+                try:
+                    prompt = sum([
+                        await self._prompt_tokens(key_id, deployment.model if is_local else None, one, part.request)
+                        for one in part.request.prompts
+                    ])  # fmt: skip
+                except ContextLengthExceeded:
+                    continue  # the engine will refuse it likewise, before it costs anything
                 completion = _completions(part) * part.request.max_tokens
                 own_tokens += prompt + completion
                 own_micros += 0 if price is None else price.worst_micros(prompt, completion)
             micros, tokens = max(micros, own_micros), max(tokens, own_tokens)
         return micros, tokens
 
-    async def _prompt_tokens(self, model: str | None, prompt: Prompt, request: CompletionRequest) -> int:
+    async def _prompt_tokens(self, key_id: str, model: str | None, prompt: Prompt, request: CompletionRequest) -> int:
         suffix = request.suffix
         special = request.parse_special and suffix is None  # around a gap the engine reads none
         counted: int | None = None
         if isinstance(prompt, tuple):
             counted = len(prompt) if model is not None else None
         elif model is not None:
-            counted = await self._count_tokens(model, prompt, special)
+            counted = await self._count_tokens(key_id, model, prompt, special)
         more = 0
         if suffix is not None:
-            own = await self._count_tokens(model, suffix, special) if model is not None else None
+            own = await self._count_tokens(key_id, model, suffix, special) if model is not None else None
             more = worst_prompt_tokens(suffix, own) + _MARKERS
         return worst_prompt_tokens(prompt, counted) + more
 
@@ -203,7 +207,7 @@ class Account:
             at_ms = self._intent.started_at_ms
             affordable = self._accounts.affordable(work.candidates, self._intent.budgets, at_ms)
             work.bound(affordable)
-            micros, tokens = await self._accounts.worst(request, affordable, at_ms)
+            micros, tokens = await self._accounts.worst(self._intent.key_id, request, affordable, at_ms)
             self._intent = replace(self._intent, reserved_micros=micros, reserved_tokens=tokens)
         self._writing = self._accounts.begin_intent(self._intent)
         return functools.partial(self._accounts.written, self._writing)

@@ -15,7 +15,7 @@ import structlog
 
 from andthen.contract.errors import AndthenError, InternalError, NoCapacity
 from andthen.contract.events import Usage
-from andthen.engine import intake
+from andthen.engine import intake, pulse
 from andthen.engine.job import Job
 from andthen.engine.messages import (
     Answer,
@@ -35,8 +35,10 @@ from andthen.engine.messages import (
 from andthen.engine.models import Models
 from andthen.engine.runner import Runner
 from andthen.engine.settings import EngineSettings
+from andthen.engine.turns import Turn, Turns, weight
 
 _PREPARING_THREADS = 4
+_TOKENIZING_THREADS = 2
 _PREPARING_STACK_BYTES = 64 << 20
 """llama.cpp splits texts by std::regex for some models, which recurses with the text's length."""
 _FULL_RETRY_AFTER_S = 2
@@ -72,6 +74,7 @@ class Engine:
         self._models = Models(settings, self._fail, self._give_out, self._run_in_engine_thread)
         self._commands: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._incoming: SimpleQueue[tuple[int, Question] | None] = SimpleQueue()
+        self._texts: Turns[Tokenize | Detokenize] = Turns(settings.max_waiting)
         self._tickets: dict[tuple[int, int], _Ticket] = {}
         self._waiting: set[tuple[int, int]] = set()
         self._outbox: list[Job] = []
@@ -80,13 +83,20 @@ class Engine:
         try:
             for number in range(_PREPARING_THREADS):
                 threading.Thread(target=self._prepare_forever, name=f"prepare-{number}", daemon=True).start()
+            for number in range(_TOKENIZING_THREADS):
+                threading.Thread(target=self._tokenize_forever, name=f"tokenize-{number}", daemon=True).start()
         finally:
             threading.stack_size(stack_bytes)
 
     def handle(self, link: int, question: Question) -> None:
         """Takes a question; the answers come through `emit`."""
         match question:
+            case Tokenize() | Detokenize():
+                turn = Turn((link, question.job), question.owner, weight(question), question)
+                for refused in self._texts.put(turn):
+                    self._refuse(refused.key[0], refused.thing, self._full())
             case Cancel(number):
+                self._texts.drop(link, number)
                 self._commands.put(lambda: self._cancel((link, number)))
             case Credit(number, tokens):
                 self._commands.put(lambda: self._credit((link, number), tokens))
@@ -97,6 +107,7 @@ class Engine:
 
     def gone(self, link: int) -> None:
         """Nobody reads this link's answers any more: its work ends."""
+        self._texts.drop(link)
         self._commands.put(lambda: self._cancel_all(link))
 
     def stop(self) -> None:
@@ -106,6 +117,7 @@ class Engine:
             self._stopping = True
 
         self._commands.put(stopping)
+        self._texts.close()
         for _ in range(_PREPARING_THREADS):
             self._incoming.put(None)
 
@@ -113,6 +125,7 @@ class Engine:
         """Works until `stop`."""
         progressed = False
         while not self._stopping:
+            pulse.own.beat()
             self._obey(wait=not progressed)  # what did not progress waits for a command: more work, or credit
             progressed = sum([self._step(runner) for runner in self._models.runners if not runner.idle]) > 0
             self._give_out()
@@ -135,7 +148,7 @@ class Engine:
 
     def _obey(self, *, wait: bool) -> None:
         try:
-            command = self._commands.get(block=wait)
+            command = self._commands.get(block=wait, timeout=self._settings.beat_s)
             while True:
                 command()
                 command = self._commands.get_nowait()
@@ -164,11 +177,7 @@ class Engine:
 
     def _enlist(self, link: int, submit: Submit) -> None:
         if len(self._waiting) >= self._settings.max_waiting:
-            full = NoCapacity(
-                f"{self._settings.max_waiting} requests wait for the engine already: try again later.",
-                retry_after_s=_FULL_RETRY_AFTER_S,
-            )
-            self._emit([(link, _failed(submit.job, full))])
+            self._emit([(link, _failed(submit.job, self._full()))])
             return
         key = (link, submit.job)
         self._tickets[key] = _Ticket()
@@ -230,19 +239,26 @@ class Engine:
         self._end(key)
         self._emit([(job.link, _failed(job.number, error))])
 
-    # In the preparing threads
+    # In the other threads
 
     def _prepare_forever(self) -> None:
         while (item := self._incoming.get()) is not None:
-            link, question = item
-            try:
-                self._prepare(link, question)
-            except AndthenError as error:
-                self._refuse(link, question, error)
-            except Exception:
-                _LOG.exception("engine_intake_failed", question=type(question).__name__)
-                unexpected = InternalError("The engine could not take this request: the server's log says why.")
-                self._refuse(link, question, unexpected)
+            self._take_in(*item)
+
+    def _tokenize_forever(self) -> None:
+        while (turn := self._texts.take()) is not None:
+            self._take_in(turn.key[0], turn.thing)
+            self._texts.done(turn)
+
+    def _take_in(self, link: int, question: Question) -> None:
+        try:
+            self._prepare(link, question)
+        except AndthenError as error:
+            self._refuse(link, question, error)
+        except Exception:
+            _LOG.exception("engine_intake_failed", question=type(question).__name__)
+            unexpected = InternalError("The engine could not take this request: the server's log says why.")
+            self._refuse(link, question, unexpected)
 
     def _prepare(self, link: int, question: Question) -> None:
         match question:
@@ -255,12 +271,20 @@ class Engine:
             case Describe(number):
                 self._emit([(link, Described(number, self._models.describe()))])
             case Tokenize(number, model, text, add_special, parse_special):
-                vocabulary = self._models.know(model).vocabulary
-                tokens = intake.tokenize(vocabulary, text, add_special=add_special, parse_special=parse_special)
+                known = self._models.know(model)
+                tokens = intake.tokenize(
+                    known.vocabulary, known.context, text, add_special=add_special, parse_special=parse_special
+                )
                 self._emit([(link, Tokenized(number, tokens))])
             case Detokenize(number, model, tokens):
-                vocabulary = self._models.know(model).vocabulary
-                self._emit([(link, Detokenized(number, intake.detokenize(vocabulary, tokens)))])
+                known = self._models.know(model)
+                self._emit([(link, Detokenized(number, intake.detokenize(known.vocabulary, known.context, tokens)))])
+
+    def _full(self) -> NoCapacity:
+        return NoCapacity(
+            f"{self._settings.max_waiting} requests wait for the engine already: try again later.",
+            retry_after_s=_FULL_RETRY_AFTER_S,
+        )
 
     def _refuse(self, link: int, question: Question, error: AndthenError) -> None:
         if isinstance(question, Submit):
