@@ -1,10 +1,5 @@
-<<<<<<< HEAD
-"""The least that a server of our kind can be: our HTTP server and client with nothing between them, which reads no body.
+"""The least that a server of our kind can be: our HTTP server and client with nothing between them. It reads no body.
 `python -m bench.relay FD ADDRESS` serves on an inherited socket."""
-=======
-"""The least that a server of our kind can be: uvicorn and our HTTP client with nothing between them, which reads no
-body. `python -m bench.relay FD ADDRESS` serves on an inherited socket."""
->>>>>>> re-g
 
 from __future__ import annotations
 
@@ -15,7 +10,7 @@ import sys
 import uvloop
 
 from andthen.http.client import HttpClient
-from andthen.http.deadlines import DeadlineQueue
+from andthen.http.deadlines import Deadlines
 from andthen.http.request import ServerRequest
 from andthen.http.server import HttpServer
 from andthen.server.settings import ServerSettings
@@ -39,7 +34,7 @@ async def _serve(listening: socket.socket, address: str) -> None:
                 await reply.receive(request.write)
             request.end()
 
-        HttpServer(relay, ServerSettings(), DeadlineQueue(asyncio.get_running_loop())).listen(listening)
+        HttpServer(relay, ServerSettings(), Deadlines(asyncio.get_running_loop())).listen(listening)
         await asyncio.Event().wait()
 
 

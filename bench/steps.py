@@ -100,4 +100,4 @@ class _Steps:
 
     def _write(self) -> list[bytes]:
         stream = Stream(self._streamed[0], _AT)
-        return [b"".join(map(stream.feed, events)) for events in self._turned]
+        return [stream.feed(events) for events in self._turned]

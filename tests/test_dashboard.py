@@ -10,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from andthen.observability.metrics import ROWS, Row
+from andthen.observability.metric_store import Metric
+from andthen.observability.metrics import METRICS
 
 DASHBOARD: dict[str, Any] = json.loads(
     (Path(__file__).parent.parent / "deploy" / "grafana" / "andthen.json").read_text()
 )
-SAMPLES: dict[str, Row] = {
+SAMPLES: dict[str, Metric] = {
     f"{row.name}{suffix}": row
-    for row in ROWS
+    for row in METRICS
     for suffix in (("_bucket", "_count", "_sum") if row.kind == "histogram" else ("",))
 }
 METRIC = re.compile(r"\b(andthen_\w+)(?:\{([^}]*)\})?")

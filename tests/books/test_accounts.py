@@ -19,7 +19,7 @@ NO_WORK: Any = None
 """A key without budgets is held to no bound, so nobody looks at it."""
 
 
-async def no_count(_model: str, _text: str, _parse_special: bool) -> int:
+async def no_count(_owner: str, _model: str, _text: str, _parse_special: bool) -> int:
     return 0
 
 
@@ -28,10 +28,8 @@ async def test_what_callers_and_vendors_make_up_fits_into_any_database(any_store
     exchange = Exchange(200, Usage(2**70, 2**70, cached_tokens=-(2**70)), 0.1)
     async with LedgerWriter(any_store, "here", tmp_path) as pen:
         account = Accounts(pen, price_book(Prices()), no_count).open(KEY, "cmpl-1", "")
-        account.note(request)
-        account.name(request.model)
-        placed = await account.hold(request, NO_WORK)
-        await placed()
+        account.describe(request.model, request)
+        await account.reserve(NO_WORK)
         await account.settle(
             Outcome(status=200, ended_by="reply", model="openai/x\0", exchanges=(("openai/x\0", exchange),) * 3)
         )

@@ -11,8 +11,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Self
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from hypothesis import given

@@ -7,12 +7,11 @@ from typing import Any, NoReturn
 
 import pytest
 
-from andthen.gateway import catalog
 from andthen.contract.errors import EngineRestarted, ModelNotFound, UnsupportedParameter
-from andthen.http.client import HttpClient
+from andthen.gateway import catalog
 from andthen.gateway.backend import Deployment
 from andthen.gateway.catalog import Catalog
-from andthen.gateway.circuit_breaker import CircuitBreaker
+from andthen.http.client import HttpClient
 from andthen.vendors.rows import Profile
 from andthen.vendors.settings import Remote, Share, Upstream, UpstreamSettings
 from tests.upstream.vendor import LIMITS, begun, remote

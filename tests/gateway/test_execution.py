@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from andthen.cli.upstream import events_of as pulled
 from andthen.contract.errors import (
     AndthenError,
     ModelNotFound,
@@ -34,7 +35,6 @@ from tests.upstream.vendor import (
     Sent,
     answer,
     begun,
-    pulled,
     catalog,
     choice,
     chunk,
@@ -186,7 +186,7 @@ async def test_calls_wait_for_a_caller_who_reads_slowly() -> None:
     async with (
         vendor(fast) as one,
         catalog({"team/m": remote(one.port, over=own)}) as models,
-        aclosing(pulled(begun(models, stream=True, n=2, max_tokens=999))) as batches,
+        aclosing(pulled(begun(models, stream=True, n=2, max_tokens=10**6))) as batches,
     ):
         await anext(batches)
         await asyncio.sleep(0.7)

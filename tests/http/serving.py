@@ -13,6 +13,7 @@ import msgspec
 import uvloop
 
 from andthen.contract.errors import AndthenError
+from andthen.http.deadlines import Deadlines
 from andthen.http.request import ClientGone, ServerRequest
 from andthen.http.server import HttpServer
 
@@ -142,7 +143,7 @@ def serving(loop_kind: str, bounds: Bounds | None = None) -> Iterator[Served]:
     async def main() -> None:
         loop = asyncio.get_running_loop()
         served = Served(loop, listening)
-        served.server = HttpServer(served.answer, bounds or Bounds())
+        served.server = HttpServer(served.answer, bounds or Bounds(), Deadlines(loop))
         served.server.listen(listening)
         found.append(served)
         ready.set()

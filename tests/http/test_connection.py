@@ -240,7 +240,9 @@ def took(action: Callable[[], bytes]) -> tuple[bytes, float]:
         pytest.param(get("/") + b"GE", 408, id="part of a second head"),
         pytest.param(get("/"), None, id="nothing after a request"),
         pytest.param(post(b"hello")[:-1], 408, id="part of a body"),
-        pytest.param(get("/echo", "transfer-encoding: chunked", method="POST") + b"5\r\nhel", 408, id="part of a chunk"),
+        pytest.param(
+            get("/echo", "transfer-encoding: chunked", method="POST") + b"5\r\nhel", 408, id="part of a chunk"
+        ),
     ],
 )
 def test_who_waits_too_long_is_let_go(hasty: Served, sent: bytes, status: int | None) -> None:

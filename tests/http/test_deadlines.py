@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import math
 import weakref
 from collections.abc import Callable
 from typing import Any, cast
@@ -12,7 +11,7 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
-from andthen.http.deadlines import DeadlineQueue
+from andthen.http.deadlines import Deadlines
 
 
 class Clock:
@@ -48,13 +47,13 @@ class Clock:
         self.now_s = now_s
 
 
-def made() -> tuple[Clock, DeadlineQueue]:
+def made() -> tuple[Clock, Deadlines]:
     clock = Clock()
-    return clock, DeadlineQueue(cast(asyncio.AbstractEventLoop, clock))
+    return clock, Deadlines(cast(asyncio.AbstractEventLoop, clock))
 
 
 steps = st.lists(
-    st.tuples(st.integers(0, 4), st.sampled_from(["move", "clear", "cancel", "wait"]), st.integers(0, 50)), max_size=60
+    st.tuples(st.integers(0, 4), st.sampled_from(["set", "clear", "drop", "wait"]), st.integers(0, 50)), max_size=60
 )
 
 
@@ -63,9 +62,9 @@ def test_each_deadline_is_reached_when_it_is_due_and_only_then(steps: list[tuple
     clock, deadlines = made()
     reached: list[tuple[int, float]] = []
     due: dict[int, float] = {}
-    cancelled: set[int] = set()
+    dropped: set[int] = set()
     all_of_them = [
-        deadlines.add(math.inf, lambda number=number: reached.append((number, clock.now_s)))  # type: ignore[misc]
+        deadlines.deadline(lambda number=number: reached.append((number, clock.now_s)))  # type: ignore[misc]
         for number in range(5)
     ]
     for number, what, tenths in steps:
@@ -78,36 +77,34 @@ def test_each_deadline_is_reached_when_it_is_due_and_only_then(steps: list[tuple
                 (at_s, number) for at_s, number in sorted((at_s, number) for at_s, number in expected)
             ]
             due = {number: at_s for number, at_s in due.items() if at_s > until_s}
-        elif number in cancelled:
+        elif number in dropped:
             continue
-        elif what == "move":
-            all_of_them[number].move(clock.now_s + tenths / 10)
+        elif what == "set":
+            all_of_them[number].set(tenths / 10)
             due[number] = clock.now_s + tenths / 10
         else:
+            getattr(all_of_them[number], what)()
             due.pop(number, None)
-            if what == "clear":
-                all_of_them[number].move(math.inf)
-            else:
-                all_of_them[number].cancel()
-                cancelled.add(number)
+            if what == "drop":
+                dropped.add(number)
         assert len(clock.timers) <= 1
 
 
 def test_setting_and_clearing_over_and_over_sets_no_timer_anew() -> None:
     clock, deadlines = made()
-    deadline = deadlines.add(math.inf, lambda: None)
+    deadline = deadlines.deadline(lambda: None)
     for step in range(1000):
-        deadline.move(clock.now_s + 75)
-        deadline.move(math.inf)
+        deadline.set(75)
+        deadline.clear()
         clock.now_s = step / 1000
     assert clock.timers_set == 1
-    assert len(deadlines._heap) == 1
+    assert len(deadlines) == 1
 
 
-def test_cancelled_deadlines_leave_nothing_behind() -> None:
+def test_dropped_deadlines_leave_nothing_behind() -> None:
     clock, deadlines = made()
-    kept = deadlines.add(math.inf, lambda: None)
-    kept.move(100)
+    kept = deadlines.deadline(lambda: None)
+    kept.set(100)
 
     class Owner:
         def reached(self) -> None: ...
@@ -115,13 +112,13 @@ def test_cancelled_deadlines_leave_nothing_behind() -> None:
     owners = [Owner() for _ in range(5000)]
     watched = [weakref.ref(owner) for owner in owners]
     for owner in owners:
-        deadline = deadlines.add(math.inf, owner.reached)
-        deadline.move(30)
-        deadline.cancel()
+        deadline = deadlines.deadline(owner.reached)
+        deadline.set(30)
+        deadline.drop()
     del owner, deadline
     owners.clear()
     gc.collect()
     assert not any(watch() for watch in watched)
-    assert len(deadlines._heap) < 1000
+    assert len(deadlines) < 1000
     clock.move_to(200)
-    assert len(deadlines._heap) == 0
+    assert len(deadlines) == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable
 
@@ -43,7 +44,7 @@ def read(pieces: Iterable[bytes]) -> tuple[Read, CallerError | None]:
 
 def cut(data: bytes, places: Iterable[int]) -> list[bytes]:
     edges = [0, *sorted({place % (len(data) + 1) for place in places}), len(data)]
-    return [data[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    return [data[start:end] for start, end in itertools.pairwise(edges)]
 
 
 def summary(result: tuple[Read, CallerError | None]) -> object:
@@ -125,8 +126,9 @@ def test_each_case_of_the_table_is_the_same_at_every_cut(case: Case) -> None:
 
 pieces_of_http = st.sampled_from(
     [
-        b"GET / HTTP/1.1\r\n", b"POST /a?b HTTP/1.1\r\n", b"host: x\r\n", b"content-length: 5\r\n", b"\r\n", b"\n", b"\r",
-        b"transfer-encoding: chunked\r\n", b"5\r\n", b"hello", b"0\r\n\r\n", b"connection: close\r\n", b" ", b":", b"\0",
+        b"GET / HTTP/1.1\r\n", b"POST /a?b HTTP/1.1\r\n", b"host: x\r\n", b"content-length: 5\r\n", b"\r\n", b"\n",
+        b"transfer-encoding: chunked\r\n", b"5\r\n", b"hello", b"0\r\n\r\n", b"connection: close\r\n", b" ", b":",
+        b"\r", b"\0",
         b"upgrade: h2c\r\nconnection: upgrade\r\n", b"HTTP/1.0\r\n", b";a=b", b"expect: 100-continue\r\n", b"\xff",
     ]
 )  # fmt: skip

@@ -18,7 +18,8 @@ from andthen.plan.spread import Spread
 
 LIMITS = Limits()
 ROW = remote("team/m", Row(takes={"max_tokens": True}, prompts=("text", "empty")), LIMITS)
-REASONS = st.sampled_from(["stop", "length", "content_filter"])
+REASONS: st.SearchStrategy[FinishReason] = st.sampled_from(["stop", "length", "content_filter"])
+COUNTS = st.sampled_from([0, 1, 5, 10**18])
 TEXTS = st.text("abcé\n 漢", max_size=6)
 
 
@@ -29,21 +30,16 @@ def told(draw: st.DrawFn) -> list[Event]:
     for _ in range(draw(st.integers(0, 8))):
         reason: FinishReason = draw(REASONS)
         tokens = tuple(Token(None, text, -1.0, 0) for text in draw(st.lists(TEXTS, max_size=2)))
-        generated = draw(st.integers(0, 3))
-        events.append(
-            draw(
-                st.sampled_from(
-                    [
-                        Text(0, 0, draw(TEXTS), tokens, generated),
-                        Text(0, 0, draw(TEXTS), (), generated),
-                        Text(0, draw(st.sampled_from([0, 0, 0, 1])), draw(TEXTS)),
-                        Finished(0, 0, reason, generated),
-                        Usage(draw(st.integers(0, 5)), draw(st.integers(0, 5))),
-                        PromptScored(0, draw(st.integers(0, 5)), draw(st.integers(0, 2))),
-                    ]
-                )
-            )
-        )
+        generated = draw(st.sampled_from([0, 1, 2, 3, 10**6]))
+        choices: list[Event] = [
+            Text(0, 0, draw(TEXTS) * draw(st.sampled_from([1, 1, 1, 3000])), tokens, generated),
+            Text(0, 0, draw(TEXTS), (), generated),
+            Text(0, draw(st.sampled_from([0, 0, 0, 1])), draw(TEXTS)),
+            Finished(0, 0, reason, generated),
+            Usage(draw(COUNTS), draw(COUNTS)),
+            PromptScored(0, draw(COUNTS), draw(st.integers(0, 2))),
+        ]
+        events.append(draw(st.sampled_from(choices)))
     return events
 
 
@@ -65,7 +61,7 @@ def play(fanout: SingleCall | Spread, batches: list[list[Event]], *, begins: boo
         seen.append(fanout.end())
     except AndthenError as error:
         seen.append(str(error))
-        fanout.fail(part)
+        fanout.fail(part, error)
     seen.append(fanout.usage())
     return seen
 
@@ -74,7 +70,10 @@ def play(fanout: SingleCall | Spread, batches: list[list[Event]], *, begins: boo
     told(),
     st.lists(st.integers(1, 3), max_size=8),
     st.fixed_dictionaries(
-        {"prompt": TEXTS, "echo": st.booleans(), "stream": st.booleans(), "stop": st.lists(st.text("abc\n", min_size=1, max_size=3), max_size=3)}
+        {
+            "prompt": TEXTS, "echo": st.booleans(), "stream": st.booleans(),
+            "stop": st.lists(st.text("abc\n", min_size=1, max_size=3), max_size=3),
+        }
     ),
     st.booleans(),
 )  # fmt: skip

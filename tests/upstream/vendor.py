@@ -12,7 +12,6 @@ from typing import Any
 
 from msgspec import Struct
 
-from andthen.cli.upstream import events_of as pulled
 from andthen.contract.events import Event
 from andthen.contract.limits import Limits
 from andthen.contract.request import CompletionRequest, parse

@@ -135,6 +135,8 @@ class Completion:
         self._tokens: list[list[Token]] = [[] for _ in range(choices)]
         self._reasons: list[FinishReason | None] = [None] * choices
         self._usage: Usage | None = None
+        self.tokens = 0
+        """Of all choices, that are to be written."""
 
     def feed(self, events: Iterable[Event]) -> None:
         """Takes the next events."""
@@ -145,6 +147,7 @@ class Completion:
                 self._texts[index].append(event.text)
                 if event.tokens:
                     self._tokens[index] += event.tokens
+                    self.tokens += len(event.tokens)
             elif isinstance(event, Finished):
                 self._reasons[event.prompt * n + event.candidate] = event.reason
             elif isinstance(event, Usage):
@@ -153,6 +156,7 @@ class Completion:
                 for index in range(event.prompt * n, event.prompt * n + n):
                     self._texts[index].append(event.text)
                     self._tokens[index] += event.tokens
+                    self.tokens += len(event.tokens)
 
     def body(self, head: Head) -> bytes:
         """The reply, once all events are in.

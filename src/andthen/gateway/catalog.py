@@ -40,6 +40,7 @@ class Catalog:
         self.upstream = upstream
         self._client = client
         self._limits = limits
+        self._secrets = upstream.secrets
         shared = (share.model for shares in upstream.routes.values() for share in shares)
         names = (*upstream.listed(), *(name for name in shared if upstream.find(name) is not None))
         self._configured = dict.fromkeys(name for name in names if name not in upstream.routes)
@@ -137,7 +138,10 @@ class Catalog:
 
     def _made(self, name: str, remote: Remote, model: str) -> Deployment:
         resolved = remote.resolved(model)
-        backend = RemoteBackend(remote, model, resolved.wire(), client=self._client, settings=self.upstream.settings)
+        backend = RemoteBackend(
+            remote, model, resolved.wire(),
+            client=self._client, settings=self.upstream.settings, secrets=self._secrets,
+        )  # fmt: skip
         abilities = resolved.abilities(name, self._limits)
         return Deployment(
             name,

@@ -8,6 +8,7 @@ import structlog
 
 from andthen.contract.errors import AndthenError, InternalError, ShuttingDown
 from andthen.contract.response import error_frame
+from andthen.descriptors import means_none_left, refusal
 from andthen.gateway.context import ClientGone, Handler, RequestContext
 
 _LOG = structlog.get_logger("andthen.server")
@@ -29,9 +30,12 @@ async def run_handler(ctx: RequestContext, handler: Handler) -> None:
         error = shutting_down()
     except ClientGone:
         raise
-    except Exception:
-        _LOG.exception("request_failed", request=ctx.id, route=ctx.route_name)
-        error = InternalError("Something went wrong here: send the request again. The log has the cause.")
+    except Exception as found:
+        if means_none_left(found):
+            error = refusal()
+        else:
+            _LOG.exception("request_failed", request=ctx.id, route=ctx.route_name)
+            error = InternalError("Something went wrong here: send the request again. The log has the cause.")
     ctx.code = error.code
     if ctx.status is None:
         await ctx.fail(error)

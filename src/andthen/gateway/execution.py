@@ -13,6 +13,7 @@ from andthen.contract.errors import (
     EngineRestarted,
     ModelNotFound,
     NoCapacity,
+    NoDescriptors,
     RateLimited,
     UnsupportedParameter,
     UpstreamError,
@@ -242,7 +243,11 @@ class Execution:
                 self._attempt.resume()
 
     def _count_failure(self, breaker: CircuitBreaker, deployment: Deployment, error: AndthenError) -> None:
-        if deployment.has_breaker and isinstance(error, _DEPLOYMENT_FAILED) and not isinstance(error, UpstreamRefused):
+        if (
+            deployment.has_breaker
+            and isinstance(error, _DEPLOYMENT_FAILED)
+            and not isinstance(error, NoDescriptors | UpstreamRefused)
+        ):
             own_s = error.retry_after_s if error.retry_after_s != error.usual_retry_after_s else None
             breaker.on_failure(time.monotonic(), own_s, self._catalog.upstream.settings)
 

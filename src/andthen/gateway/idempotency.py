@@ -16,6 +16,7 @@ from andthen.books.replies import Data, Gone, OtherBody, Piece, Recording, Slip,
 from andthen.books.store import BooksError
 from andthen.contract.errors import BadRequest, EngineRestarted, IdempotencyConflict, LedgerUnavailable, ModelNotFound
 from andthen.contract.request import CompletionRequest, parse
+from andthen.descriptors import or_refusal
 from andthen.gateway.context import RequestContext
 from andthen.gateway.error_handler import run_handler
 from andthen.gateway.settlement import open_account, settle
@@ -83,7 +84,9 @@ async def _claim_or_replay(ctx: RequestContext, key: str, body: bytes) -> Record
                 param=HEADER,
             ) from None
         except BooksError as error:
-            raise LedgerUnavailable("The reply can't be looked up at the moment: send the request again.") from error
+            raise or_refusal(
+                LedgerUnavailable("The reply can't be looked up at the moment: send the request again.")
+            ) from error
         except Gone:
             if ctx.status is not None:
                 raise EngineRestarted("The process that made this reply died: send the request again.") from None

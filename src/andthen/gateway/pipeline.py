@@ -18,6 +18,7 @@ from andthen.gateway.reply import StreamReply, WholeReply
 from andthen.gateway.response_cache import CacheLookup
 from andthen.gateway.settlement import open_account, reserve, settle, worst_tokens
 from andthen.gateway.spans import record_work
+from andthen.offload import LARGE_BYTES, offload
 from andthen.telemetry.notes import Note
 
 _IGNORED_NAMES = 16
@@ -49,7 +50,7 @@ async def run(ctx: RequestContext) -> None:
                 await lookup.replay(reply.on_events)
             else:
                 await ctx.execute(reply.on_events)
-            reply.complete()
+            await reply.complete()
         finally:
             reply.close()
             _record(ctx)
@@ -64,7 +65,10 @@ async def run(ctx: RequestContext) -> None:
 async def _parse(ctx: RequestContext) -> CompletionRequest:
     """Raises PayloadTooLarge, UnsupportedMediaType, RequestTimeout, BadRequest, ModelNotFound, ClientGone."""
     services = ctx.services
-    request = ctx.request = parse(await ctx.body(), services.limits)
+    body = await ctx.body()
+    large = len(body) > LARGE_BYTES
+    request = await offload(parse, body, services.limits) if large else parse(body, services.limits)
+    ctx.request = request
     if request.ignored:
         ctx.reply_headers.append((b"x-andthen-ignored", _ignored(request.ignored)))
     ctx.asked_deployment = services.catalog.find(request.model)

@@ -12,18 +12,25 @@ import time
 from collections.abc import Iterator
 
 import msgspec
+import structlog
+from msgspec.structs import asdict
 
 from andthen.contract.errors import AndthenError, RateLimited, UpstreamTimeout
 from andthen.contract.events import Event, Exchange, Usage
+from andthen.contract.request import CompletionRequest
 from andthen.gateway.backend import BackendRequest, Receiver
+from andthen.gateway.reply_reader import ReplyReader, Worked
 from andthen.http.client import HttpClient, HttpExchange
+from andthen.offload import LARGE_BYTES, offload
 from andthen.plan.single_call import fan_out
 from andthen.plan.spread import Part
 from andthen.vendors.settings import Access, Remote, UpstreamSettings
-from andthen.wire.base import Call, Refusal, Target, Wire
+from andthen.wire.base import Call, Decoder, Refusal, Target, Wire
+from andthen.wire.failures import shown_fingerprint
+
+_LOG = structlog.get_logger("andthen.remote")
 
 _ERROR_BODY_BYTES = 64 * 2**10
-_REPLY_BYTES = 64 * 2**20
 _LONGEST_WAIT_S = 10.0
 """If a vendor asks for a longer pause than this, the error goes to the caller, or a fallback is tried."""
 _FIRST_WAIT_S = 0.5
@@ -38,16 +45,25 @@ class RemoteBackend:
         remote: the vendor or server.
         model: the vendor's own name of the model.
         wire: its API format, in its dialect.
+        secrets: redacted from everything that comes from upstream except the generated text.
     """
 
     def __init__(
-        self, remote: Remote, model: str, wire: Wire, *, client: HttpClient, settings: UpstreamSettings
+        self,
+        remote: Remote,
+        model: str,
+        wire: Wire,
+        *,
+        client: HttpClient,
+        settings: UpstreamSettings,
+        secrets: tuple[str, ...],
     ) -> None:
         self.remote = remote
         self.model = model
         self.wire = wire
         self.client = client
         self.settings = settings
+        self.secrets = secrets
 
     def attempt(self, request: BackendRequest) -> RemoteAttempt:
         return RemoteAttempt(self, request)
@@ -71,6 +87,8 @@ class RemoteAttempt:
         self.began_s: float | None = None
         self.usage: Usage | None = None
         self.fingerprint: str | None = None
+        self._has_fingerprint = False
+        """The vendor sent one, whether it may be shown or not."""
         self.exchanges: list[Exchange] = []
 
     async def run(self, receiver: Receiver) -> None:
@@ -117,8 +135,12 @@ class RemoteAttempt:
         backend = self._backend
         tried = 0
         while True:
-            target = backend.remote.target(backend.model, at_s=time.time())
-            call = backend.wire.encode(part.request, target, streams=part.streams)
+            target = backend.remote.target(backend.model, at_s=time.time(), secrets=backend.secrets)
+            encode = backend.wire.encode
+            if _is_large(part.request):
+                call = await offload(encode, part.request, target, streams=part.streams)
+            else:
+                call = encode(part.request, target, streams=part.streams)
             reply = backend.client.perform(call, self._access(), backend.remote.vendor)
             began_s = time.monotonic()
             code = ""
@@ -129,13 +151,15 @@ class RemoteAttempt:
                 code = error.code
                 wait_s = self._wait_s(part, reply, error, tried)
                 if wait_s is None:
-                    self._fanout.fail(part)
+                    self._fanout.fail(part, error)
                     raise
             finally:
                 usage = Usage(0, 0)
                 if _may_be_billed(reply):
                     self._fanout.begin(part)
                     usage = self._fanout.usage_of(part)
+                    if usage.source == "bounded":
+                        _LOG.warning("upstream_usage_bounded", vendor=backend.remote.vendor, **asdict(usage))
                 self.exchanges.append(Exchange(reply.status, usage, time.monotonic() - began_s, began_s, code))
             tried += 1
             await asyncio.sleep(wait_s)
@@ -147,14 +171,14 @@ class RemoteAttempt:
                 refusal = Refusal(reply.status, reply.headers, await reply.head(_ERROR_BODY_BYTES))
                 raise backend.wire.refusal(refusal, part.request, target)
             decoder = backend.wire.decoder(part.request, target, streams=call.streams)
+            reader = ReplyReader(decoder, fanout, part, target.vendor, streams=call.streams)
 
-            def on_data(data: bytes) -> None:
-                events = decoder.feed(data)
-                if shown := fanout.feed(part, events):
-                    self._pass_on(shown, decoder.fingerprint)
+            def on_events(worked: Worked) -> None:
+                if worked.shown:
+                    self._pass_on(worked.shown, decoder, target)
                 if not fanout.wanted(part):
                     raise _Complete
-                if events:
+                if worked.had_events:
                     decoder.feed(b"")  # raises the error that came behind them
 
             if call.streams:
@@ -162,23 +186,23 @@ class RemoteAttempt:
                 if self._paused:
                     reply.pause_reading()
                 try:
-                    await reply.receive(on_data)
+                    await reader.read_stream(reply, on_events)
                 except _Complete:
                     return
                 finally:
                     self._replies.remove(reply)
-                last = decoder.end()
+                shown = reader.end()
             else:
-                last = [*decoder.feed(await reply.body(_REPLY_BYTES)), *decoder.end()]
-            shown = fanout.feed(part, last)
+                shown = await reader.read_whole(reply)
             fanout.close(part)
-            self._pass_on(shown, decoder.fingerprint)
+            self._pass_on(shown, decoder, target)
 
-    def _pass_on(self, events: list[Event], fingerprint: str | None) -> None:
+    def _pass_on(self, events: list[Event], decoder: Decoder, target: Target) -> None:
         if self.began_s is None:
             self.began_s = time.monotonic()
-        if self.fingerprint is None:
-            self.fingerprint = fingerprint
+        if not self._has_fingerprint and decoder.fingerprint is not None:
+            self._has_fingerprint = True
+            self.fingerprint = shown_fingerprint(decoder.fingerprint, target)
         if events:
             self._receiver(events)
 
@@ -206,6 +230,10 @@ class RemoteAttempt:
         if wait_s > _LONGEST_WAIT_S or not self._request.retry_budget.take(wait_s):
             return None
         return wait_s
+
+
+def _is_large(request: CompletionRequest) -> bool:
+    return len(request.logit_bias) + sum(map(len, request.prompts)) > LARGE_BYTES
 
 
 def _may_be_billed(reply: HttpExchange) -> bool:

@@ -14,6 +14,7 @@ from andthen.contract.response import COMMENT, DONE, Completion, Head, Stream
 from andthen.gateway.backend import Receiver
 from andthen.gateway.context import JSON, Headers, RequestContext
 from andthen.observability.metric_store import Histogram
+from andthen.offload import LARGE_EVENTS, offload
 
 _FAIL_ON_DONE = (b"SGPClient/", b"AsyncSGPClient/")
 """How the User-Agent of clients begins that take `[DONE]` for a broken chunk (run, scale-gp 0.1.0a62 and
@@ -37,7 +38,7 @@ class Reply:
         """Takes the next events."""
         raise NotImplementedError
 
-    def complete(self) -> None:
+    async def complete(self) -> None:
         """All events have come. Raises InternalError if they make no whole reply."""
 
     async def finish(self) -> None:
@@ -87,8 +88,10 @@ class WholeReply(Reply):
         self._completion.feed(events)
         self._observe(events)
 
-    def complete(self) -> None:
-        self._body = self._completion.body(self._head())
+    async def complete(self) -> None:
+        completion, head = self._completion, self._head()
+        large = completion.tokens > LARGE_EVENTS
+        self._body = await offload(completion.body, head) if large else completion.body(head)
 
     async def finish(self) -> None:
         await self._ctx.reply(200, [*JSON, (b"server-timing", server_timing(self._ctx, total=True))], self._body)
@@ -107,7 +110,8 @@ class StreamReply(Reply):
         settings = ctx.services.settings
         self._silence_s = settings.stream_silence_s
         self._written_at_s = time.monotonic()
-        self._deadline = ctx.services.deadlines.add(self._written_at_s + settings.stream_open_after_s, self._on_silence)
+        self._deadline = ctx.services.deadlines.deadline(self._on_silence)
+        self._deadline.set(settings.stream_open_after_s)
         ctx.http.on_writable = ctx.resume
         ctx.http.on_probe = self._comment
 
@@ -131,7 +135,7 @@ class StreamReply(Reply):
         self._ctx.http.end(DONE if self._wants_done() else b"")
 
     def close(self) -> None:
-        self._deadline.cancel()
+        self._deadline.drop()
 
     def _open(self) -> None:
         headers: Headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
@@ -150,7 +154,7 @@ class StreamReply(Reply):
             self._comment()
             self._written_at_s = now_s
             due_s = now_s + self._silence_s
-        self._deadline = ctx.services.deadlines.add(due_s, self._on_silence)
+        self._deadline.set(due_s - now_s)
 
     def _comment(self) -> None:
         if not self._ctx.http.write_paused:  # a client that is behind misses nothing

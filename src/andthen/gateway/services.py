@@ -19,7 +19,7 @@ from andthen.contract.limits import Limits
 from andthen.engine.client import EngineClient
 from andthen.gateway.catalog import Catalog
 from andthen.gateway.response_cache import Cache
-from andthen.http.deadlines import DeadlineQueue
+from andthen.http.deadlines import Deadlines
 from andthen.observability.access_log import AccessLog
 from andthen.observability.metrics import ServerMetrics
 from andthen.server.settings import ServerSettings
@@ -54,7 +54,7 @@ class Services:
     cache: Cache | None
     replies: KeptReplies
     metrics: ServerMetrics
-    deadlines: DeadlineQueue
+    deadlines: Deadlines
     access_log: AccessLog
     run_dir: Path
     """The folder that all processes of this server share."""

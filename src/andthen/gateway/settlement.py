@@ -6,9 +6,9 @@ import asyncio
 import time
 
 from andthen.accounts import Account, Outcome
-from andthen.books.ledger import EndedBy, worst_prompt_tokens
+from andthen.books.ledger import EndedBy
 from andthen.contract.errors import AndthenError, InternalError, ShuttingDown
-from andthen.contract.request import CompletionRequest
+from andthen.contract.request import CompletionRequest, worst_prompt_tokens
 from andthen.gateway.backend import Deployment
 from andthen.gateway.context import CLIENT_GONE_STATUS, ClientGone, RequestContext
 

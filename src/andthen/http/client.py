@@ -12,7 +12,15 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from types import TracebackType
 from typing import Any, Self
 
-from andthen.contract.errors import UpstreamError, UpstreamGarbled, UpstreamTimeout, UpstreamUnreachable
+from andthen.contract.errors import (
+    AndthenError,
+    ReplyTooLarge,
+    UpstreamError,
+    UpstreamGarbled,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from andthen.descriptors import or_refusal
 from andthen.http.connect import Origin, check_literal, parse_proxy, parse_url, reason
 from andthen.http.connection_pool import Connection, Pool
 from andthen.http.deadlines import Deadlines
@@ -188,7 +196,7 @@ class HttpExchange:
                 self.held_s = loop.time() - began_s
             self.held_back = False
         self._total_at = loop.time() + self._access.timeouts.total_s
-        failure: UpstreamError | None = None
+        failure: AndthenError | None = None
         try:
             pool, heads = self._client._route(self._call, self._access)
             head = heads.head(self._call)
@@ -221,7 +229,7 @@ class HttpExchange:
             yield data
 
     async def body(self, most: int) -> bytes:
-        """The whole body. One of more than `most` bytes is `UpstreamGarbled`."""
+        """The whole body. One of more than `most` bytes is `ReplyTooLarge`."""
         if self._ended and self._error is None and self._unread <= most:
             return self._take()
         pieces: list[bytes] = []
@@ -231,7 +239,7 @@ class HttpExchange:
             nonlocal size
             size += len(data)
             if size > most:
-                raise UpstreamGarbled(f"{self._vendor}'s reply is longer than {most} bytes: ask for less at once.")
+                raise ReplyTooLarge(f"{self._vendor}'s reply is far larger than what was asked for.")
             pieces.append(data)
 
         await self.receive(collect)
@@ -311,7 +319,7 @@ class HttpExchange:
             else:
                 self._unpack(body)
         if malformed:
-            self._fail(self._garbled("is not valid HTTP"))
+            self.fail(self._garbled("is not valid HTTP"))
         elif parser.state is State.DONE and self._error is None:
             self._complete(connection)
         if self._waiter is not None and (self._on_data is None or self._ended):
@@ -326,20 +334,20 @@ class HttpExchange:
             self._complete(connection)
             self._wake()
         elif self.began:
-            self._fail(self._garbled("ended before it was complete"))
+            self.fail(self._garbled("ended before it was complete"))
         elif parser.begun:
-            self._fail(self._garbled("ended within its headers"))
+            self.fail(self._garbled("ended within its headers"))
         else:
             if connection.reused and self._loop.time() - self._sent_at < _STALE_WITHIN_S:
                 self.reached = False
-            self._fail(
+            self.fail(
                 UpstreamUnreachable(
                     f"{self._vendor} closed the connection before it began its reply: send the request again."
                 )
             )
 
     def passed(self) -> None:
-        self._fail(self._late())
+        self.fail(self._late())
 
     # The exchange's own steps.
 
@@ -382,7 +390,7 @@ class HttpExchange:
             try:
                 self._unpacker = decompressor(parser.coding)
             except WronglyCompressed:
-                self._fail(self._garbled("is compressed wrongly"))
+                self.fail(self._garbled("is compressed wrongly"))
 
     def _complete(self, connection: Connection) -> None:
         """The whole reply has arrived."""
@@ -401,7 +409,7 @@ class HttpExchange:
                 if self._paused or self._error is not None:
                     return
         except WronglyCompressed:
-            self._fail(self._garbled("is compressed wrongly"))
+            self.fail(self._garbled("is compressed wrongly"))
         else:
             if self._arrived:
                 self._end_unpacking()
@@ -410,7 +418,7 @@ class HttpExchange:
         try:
             self._unpacker.end()
         except WronglyCompressed:
-            self._fail(self._garbled("is compressed wrongly"))
+            self.fail(self._garbled("is compressed wrongly"))
         else:
             self._ended = True
             self._wake()
@@ -427,7 +435,7 @@ class HttpExchange:
             try:
                 self._on_data(data)
             except Exception as error:
-                self._fail(error)
+                self.fail(error)
 
     def _take(self) -> bytes:
         """All of the body that waits to be read."""
@@ -468,8 +476,8 @@ class HttpExchange:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    def _fail(self, error: Exception) -> None:
-        """Ends the exchange. `_close` waits for the connection's end."""
+    def fail(self, error: Exception) -> None:
+        """Ends the exchange: whoever waits for it gets the error."""
         if self._error is None:
             self._error = error
             if self._connection is not None:
@@ -490,10 +498,10 @@ class HttpExchange:
     def _garbled(self, how: str) -> UpstreamGarbled:
         return UpstreamGarbled(f"{self._vendor}'s reply {how}: send the request again.")
 
-    def _failed_to_connect(self, error: Exception) -> UpstreamError:
+    def _failed_to_connect(self, error: Exception) -> AndthenError:
         if isinstance(error, _Late):
             return self._late()
-        return UpstreamUnreachable(f"{self._vendor} can't be reached: {reason(error)}.")
+        return or_refusal(UpstreamUnreachable(f"{self._vendor} can't be reached: {reason(error)}."))
 
 
 class _Late(OSError):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import errno
 import os
 import re
 import socket
@@ -11,14 +12,16 @@ import ssl
 from asyncio import get_running_loop
 from collections.abc import Sequence
 from functools import cache
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, ip_address
 from typing import Any, cast
 from urllib.parse import unquote_to_bytes
 
 from msgspec import Struct
 
 from andthen import __version__
+from andthen.descriptors import spare_for_upstream
 from andthen.http.response_parser import MalformedResponse, ResponseParser, State
+from andthen.vendors.addresses import is_public
 from andthen.vendors.settings import Access
 
 USER_AGENT = f"user-agent: andthen/{__version__}\r\n".encode()
@@ -255,6 +258,9 @@ async def _open(addresses: Sequence[Address], *, private: bool) -> asyncio.Trans
 async def _open_one(address: Address) -> asyncio.Transport:
     host, port = address[4][:2]
     transport, _ = await get_running_loop().create_connection(_Silent, host, port, family=address[0])
+    if not spare_for_upstream(transport.get_extra_info("socket").fileno()):
+        transport.abort()
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
     return transport
 
 
@@ -337,27 +343,3 @@ def reason(error: Exception) -> str:
             at = "the proxy: " if isinstance(error, ProxyUnreachable) else ""
             return at + (os.strerror(error.errno).lower() if error.errno and error.errno > 0 else "no connection")
     return "no connection"
-
-
-_GLOBAL_UNICAST = IPv6Network("2000::/3")
-_NAT64 = IPv6Network("64:ff9b::/96")
-
-
-def is_public(host: str, *, unless_a_name: bool = False) -> bool:
-    """Whether an address is one of the Internet's. IANA's registries of special-purpose addresses, RFC 6890; NAT64 is
-    RFC 6052, 6to4 RFC 3056. `unless_a_name`: what is no address passes."""
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return unless_a_name
-    inner = _embedded(address) if isinstance(address, IPv6Address) else address
-    if inner is not None:
-        return inner.is_global and not inner.is_multicast
-    return address in _GLOBAL_UNICAST and address.is_global
-
-
-def _embedded(address: IPv6Address) -> IPv4Address | None:
-    """The IPv4 address that an IPv6 address stands for."""
-    if address in _NAT64:
-        return IPv4Address(address.packed[-4:])
-    return address.ipv4_mapped or address.sixtofour

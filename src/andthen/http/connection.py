@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import enum
-import math
 import socket
 import struct
 from collections import deque
@@ -15,7 +14,7 @@ import structlog
 
 from andthen.contract.errors import AndthenError, RequestTimeout
 from andthen.contract.response import error_body
-from andthen.http.deadlines import Deadline, DeadlineQueue
+from andthen.http.deadlines import Deadline, Deadlines
 from andthen.http.request import CONTINUE, STATUS_LINES, ServerRequest, date_line
 from andthen.http.request_parser import RequestHead, RequestParser
 
@@ -59,7 +58,7 @@ Application = Callable[[ServerRequest], Coroutine[Any, Any, None]]
 class Serving:
     """What the connections of one server share."""
 
-    def __init__(self, application: Application, settings: HttpSettings, deadlines: DeadlineQueue) -> None:
+    def __init__(self, application: Application, settings: HttpSettings, deadlines: Deadlines) -> None:
         self.application = application
         self.settings = settings
         self.loop = asyncio.get_running_loop()
@@ -115,7 +114,7 @@ class Connection(asyncio.Protocol):
         self._parser = RequestParser(server.settings.header_bytes)
         self._requests: deque[ServerRequest] = deque()
         """Those that are not answered, in their order. The first is in work."""
-        self._deadline = server.deadlines.add(math.inf, self._reached)
+        self._deadline = server.deadlines.deadline(self._reached)
         self._phase = _Phase.NONE
         self._write_deadline: Deadline | None = None
         self._refusal: AndthenError | None = None
@@ -145,9 +144,9 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._deaf = self._ended = True
-        self._deadline.cancel()
+        self._deadline.drop()
         if self._write_deadline is not None:
-            self._write_deadline.cancel()
+            self._write_deadline.drop()
         requests, self._requests = self._requests, deque()
         for request in requests:
             request.lose()
@@ -175,13 +174,13 @@ class Connection(asyncio.Protocol):
     def pause_writing(self) -> None:
         self.write_paused = True
         if self._write_deadline is None:
-            self._write_deadline = self._server.deadlines.add(math.inf, self.abort)
-        self._write_deadline.move(self.loop.time() + self._server.settings.write_stall_s)
+            self._write_deadline = self._server.deadlines.deadline(self.abort)
+        self._write_deadline.set(self._server.settings.write_stall_s)
 
     def resume_writing(self) -> None:
         self.write_paused = False
         if self._write_deadline is not None:
-            self._write_deadline.move(math.inf)
+            self._write_deadline.clear()
         if self._requests:
             self._requests[0].resume()
 
@@ -386,11 +385,11 @@ class Connection(asyncio.Protocol):
 
     def _wait(self, phase: _Phase, at_most_s: float) -> None:
         self._phase = phase
-        self._deadline.move(self.loop.time() + at_most_s)
+        self._deadline.set(at_most_s)
 
     def _stop_waiting(self) -> None:
         self._phase = _Phase.NONE
-        self._deadline.move(math.inf)
+        self._deadline.clear()
 
     def _reached(self) -> None:
         phase, self._phase = self._phase, _Phase.NONE

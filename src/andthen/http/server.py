@@ -11,7 +11,7 @@ import socket
 import structlog
 
 from andthen.http.connection import Application, Connection, HttpSettings, Serving
-from andthen.http.deadlines import DeadlineQueue
+from andthen.http.deadlines import Deadlines
 
 _ACCEPTED_AT_ONCE = 32
 """Connections taken in one turn of the event loop; the next turn goes on."""
@@ -33,7 +33,7 @@ class HttpServer(Serving):
         deadlines: this event loop's.
     """
 
-    def __init__(self, application: Application, settings: HttpSettings, deadlines: DeadlineQueue) -> None:
+    def __init__(self, application: Application, settings: HttpSettings, deadlines: Deadlines) -> None:
         super().__init__(application, settings, deadlines)
         self._listening: socket.socket | None = None
         self._accept_later: asyncio.TimerHandle | None = None

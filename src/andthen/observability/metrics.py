@@ -80,6 +80,13 @@ _LEDGER_HEALTHY = Metric(
     "1 while the ledger's database takes what every worker writes, else 0.",
     over_processes="min",
 )
+_UNRECORDED = Metric(
+    "andthen_unrecorded_requests_total",
+    "counter",
+    "Requests that were refused and cost nothing while the ledger's database took nothing, and have no row there; code "
+    "is the error's, or `caller` where the caller went away.",
+    ("code",),
+)
 _WORKERS = Metric("andthen_workers", "gauge", "Processes that serve HTTP.")
 _UNCOUNTED = Metric(
     "andthen_uncounted_requests_total",
@@ -127,6 +134,7 @@ METRICS = (
     _OVERHEAD_SECONDS,
     _TOKENS,
     _LEDGER_HEALTHY,
+    _UNRECORDED,
     _WORKERS,
     _UNCOUNTED,
     _CACHE_REQUESTS,
@@ -245,6 +253,14 @@ class ServerMetrics:
     def set_ledger_healthy(self, healthy: bool) -> None:
         """Whether the ledger's database took what was written last."""
         self._ledger_healthy.set(healthy)
+
+    def count_unrecorded(self, code: str) -> None:
+        """A request has no row in the ledger.
+
+        Args:
+            code: why it was refused.
+        """
+        self.store.series(_UNRECORDED, code).inc()
 
 
 class ModelMetrics(NamedTuple):

@@ -5,12 +5,13 @@ It does what `Spread` does, with a fraction of the steps; a property test holds 
 
 from __future__ import annotations
 
-from andthen.contract.errors import UpstreamGarbled
+from andthen.contract.errors import AndthenError, ReplyTooLarge, UpstreamGarbled
 from andthen.contract.events import Counted, Event, Finished, FinishReason, PromptScored, Text, Usage
 from andthen.contract.request import CompletionRequest
 from andthen.contract.text import StopScanner
+from andthen.plan.bounds import asked_tokens, bounded, most_text_bytes, most_tokens, reserved_prompt_tokens
 from andthen.plan.plan import Plan
-from andthen.plan.spread import Part, Spread, estimated_tokens, parts
+from andthen.plan.spread import Part, Spread, believed, estimated_tokens, parts
 
 
 def fan_out(request: CompletionRequest, plan: Plan) -> Spread | SingleCall:
@@ -34,18 +35,19 @@ class SingleCall:
     """A request of one call: see `Spread`, whose methods these are."""
 
     __slots__ = (
-        "_begun", "_echo", "_ended", "_fed", "_generated", "_prompt_tokens", "_reason", "_reported", "_scanner",
-        "_seen_bytes", "_shown", "_usage", "parts",
+        "_begun", "_echo", "_ended", "_fed", "_generated", "_most_bytes", "_most_tokens", "_prompt_tokens", "_reason",
+        "_reported", "_scanner", "_seen_bytes", "_seen_tokens", "_shown", "_too_large", "_usage", "parts",
     )  # fmt: skip
 
     def __init__(self, request: CompletionRequest, plan: Plan) -> None:
         self.parts = parts(request, plan)
         self._echo = request.echo
         self._scanner = StopScanner(request.stop) if request.stop else None
-        self._begun = self._fed = self._shown = self._ended = False
+        self._most_tokens, self._most_bytes = most_tokens(request), most_text_bytes(request)
+        self._begun = self._fed = self._shown = self._ended = self._too_large = False
         self._reason: FinishReason | None = None
         """Why the candidate is done, once it is."""
-        self._generated = self._reported = self._seen_bytes = self._prompt_tokens = 0
+        self._generated = self._reported = self._seen_bytes = self._seen_tokens = self._prompt_tokens = 0
         self._usage: Usage | None = None
 
     def begin(self, _part: Part) -> None:
@@ -62,6 +64,7 @@ class SingleCall:
             elif isinstance(event, Usage):
                 self._usage = event
             else:
+                event = believed(event, self.parts[0].request)
                 self._prompt_tokens += event.prompt_tokens
                 if not self._shown:
                     self._show(shown, event.prompt_tokens, event.cached_tokens)
@@ -73,10 +76,17 @@ class SingleCall:
         if not self._shown:
             self._show(shown)
         text = event.text
-        self._generated += event.generated
+        self._generated += event.generated if event.generated <= self._most_tokens else len(event.tokens)
         self._seen_bytes += len(text) if text.isascii() else len(text.encode())
-        if self._reason is not None:
-            return
+        self._seen_tokens += len(event.tokens)
+        if self._reason is None:
+            self._pass_on(text, shown)
+        if self._seen_bytes > self._most_bytes or self._seen_tokens > self._most_tokens:
+            asked = self.parts[0].request.max_tokens
+            raise ReplyTooLarge(f"The vendor's reply has far more text than {asked} tokens.")
+
+    def _pass_on(self, text: str, shown: list[Event]) -> None:
+        """Without what a stop sequence cuts off or may cut off."""
         if self._scanner is not None:
             text, stopped = self._scanner.feed(text)
             if stopped:
@@ -114,8 +124,8 @@ class SingleCall:
         if self._reason is None:
             raise UpstreamGarbled("The vendor told fewer choices than were asked: send the request again.")
 
-    def fail(self, _part: Part) -> None:
-        """Its call failed, and is not made again."""
+    def fail(self, _part: Part, error: AndthenError) -> None:
+        self._too_large = isinstance(error, ReplyTooLarge)
 
     def untouched(self, _part: Part) -> bool:
         return not self._fed
@@ -134,6 +144,13 @@ class SingleCall:
         return self.usage_of(self.parts[0]) if self._begun else Usage(0, 0)
 
     def usage_of(self, part: Part) -> Usage:
+        usage = self._usage_of(part)
+        if self._too_large:
+            prompt_tokens = min(usage.prompt_tokens, reserved_prompt_tokens(part.request))
+            return Usage(prompt_tokens, asked_tokens(part.request), source="bounded")
+        return bounded(usage, part.request)
+
+    def _usage_of(self, part: Part) -> Usage:
         told = self._usage
         if told is not None and (told.completion_tokens or not self._seen_bytes):
             return told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from urllib.parse import parse_qs
 
 import msgspec
@@ -18,22 +19,36 @@ from andthen.contract.tokenizer import (
 from andthen.engine.messages import ModelInfo
 from andthen.gateway.context import JSON, RequestContext
 
+_JSON_BYTES = 6
+"""A byte of text takes at most so many in JSON: `\\u0041`."""
+_ID_BYTES = 32
+"""A token id takes at most so many, on a line of its own."""
+_REST_BYTES = 16 * 2**10
+"""What a body holds beside its text or its ids."""
+
 _encode = msgspec.json.Encoder().encode
 
 
 async def tokenize(ctx: RequestContext) -> None:
-    asked = parse_tokenize(await ctx.body(), ctx.services.limits)
+    most = max((_JSON_BYTES * known.longest_piece * (known.context + 1) for known in _known(ctx)), default=0)
+    asked = parse_tokenize(await ctx.body(most=most + _REST_BYTES), ctx.services.limits)
     model = _model(ctx, asked.model)
     tokens = await ctx.services.engine.tokenize(
-        model.name, asked.prompt, add_special=asked.add_special_tokens, parse_special=asked.parse_special
+        model.name,
+        asked.prompt,
+        owner=ctx.key_id or "",
+        add_special=asked.add_special_tokens,
+        parse_special=asked.parse_special,
     )
     await ctx.reply(200, JSON, _encode(TokenizeReply(tokens)))
 
 
 async def detokenize(ctx: RequestContext) -> None:
-    asked = parse_detokenize(await ctx.body(), ctx.services.limits)
+    most = max((_ID_BYTES * known.context for known in _known(ctx)), default=0)
+    asked = parse_detokenize(await ctx.body(most=most + _REST_BYTES), ctx.services.limits)
     model = _model(ctx, asked.model)
-    await ctx.reply(200, JSON, _encode(DetokenizeReply(await ctx.services.engine.detokenize(model.name, asked.tokens))))
+    text = await ctx.services.engine.detokenize(model.name, asked.tokens, owner=ctx.key_id or "")
+    await ctx.reply(200, JSON, _encode(DetokenizeReply(text)))
 
 
 async def tokenizer_info(ctx: RequestContext) -> None:
@@ -45,6 +60,10 @@ async def tokenizer_info(ctx: RequestContext) -> None:
     model = _model(ctx, named[0] if named else None)
     info = TokenizerInfo(model.eos_token, model.bos_token, model.pad_token, model.chat_template)
     await ctx.reply(200, JSON, _encode(info))
+
+
+def _known(ctx: RequestContext) -> Iterable[ModelInfo]:
+    return ctx.services.engine.models.values()
 
 
 def _model(ctx: RequestContext, name: str | None) -> ModelInfo:
