@@ -186,7 +186,7 @@ class RemoteAttempt:
                 if self._paused:
                     reply.pause_reading()
                 try:
-                    await reader.read_stream(reply, on_events)
+                    await reader.read_stream(reply, on_events, lambda: self._paused)
                 except _Complete:
                     return
                 finally:

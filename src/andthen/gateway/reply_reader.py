@@ -53,8 +53,15 @@ class ReplyReader:
         self._waiting: list[bytes] = []
         """What arrived while something large is worked on."""
 
-    async def read_stream(self, reply: HttpExchange, on_events: Callable[[Worked], None]) -> None:
-        """Reads a stream to its end. What `on_events` raises ends it and is raised here."""
+    async def read_stream(
+        self, reply: HttpExchange, on_events: Callable[[Worked], None], is_paused: Callable[[], bool]
+    ) -> None:
+        """Reads a stream to its end.
+
+        Args:
+            on_events: what it raises ends the reading and is raised here.
+            is_paused: whether the caller wants nothing more for now.
+        """
 
         def on_data(data: bytes) -> None:
             self._count(data)
@@ -63,7 +70,7 @@ class ReplyReader:
             elif self._silent_bytes > LARGE_BYTES:
                 reply.pause_reading()
                 self._waiting.append(data)
-                self._offloaded = asyncio.create_task(self._work_off(reply, on_events))
+                self._offloaded = asyncio.create_task(self._work_off(reply, on_events, is_paused))
             else:
                 events = self._decoder.feed(data)
                 if events:
@@ -79,7 +86,9 @@ class ReplyReader:
                 self._offloaded.cancel()
                 await asyncio.wait([self._offloaded])
 
-    async def _work_off(self, reply: HttpExchange, on_events: Callable[[Worked], None]) -> None:
+    async def _work_off(
+        self, reply: HttpExchange, on_events: Callable[[Worked], None], is_paused: Callable[[], bool]
+    ) -> None:
         """Works on what waits, in a thread; then reading goes on."""
         try:
             while self._waiting:
@@ -93,7 +102,8 @@ class ReplyReader:
             reply.fail(error)
         else:
             self._offloaded = None
-            reply.resume_reading()
+            if not is_paused():
+                reply.resume_reading()
 
     def end(self) -> list[Event]:
         """The last events of a stream that was read."""
