@@ -145,7 +145,6 @@ def test_nobody_says_by_a_header_where_they_are(guarded: Running, keys: Keys, he
         ({"host": "localhost:1"}, 200),
         ({"host": "[::1]:1"}, 200),
         ({"host": "rebound.example"}, 401),
-        ({"host": "[::1"}, 401),
         ({"x_forwarded_for": "10.0.0.1"}, 401),
         ({"forwarded": "for=10.0.0.1"}, 401),
         ({"via": "1.1 proxy"}, 401),

@@ -246,6 +246,10 @@ class Connection(asyncio.Protocol):
 
     # What the server calls:
 
+    def renew(self) -> None:
+        """The server's settings are others."""
+        self._parser.header_bytes = self._server.settings.header_bytes
+
     def drain(self) -> None:
         """Closes the connection, or has it closed after the requests that have arrived."""
         if not self._requests:

@@ -28,7 +28,7 @@ class HttpServer(Serving):
 
     Args:
         application: answers each request.
-        settings: may be replaced at any time; what waits already goes on under the old ones.
+        settings: until others are given to `renew`.
     """
 
     def __init__(self, application: Application, settings: HttpSettings) -> None:
@@ -47,6 +47,12 @@ class HttpServer(Serving):
         listening.setblocking(False)
         self._listening = listening
         self.loop.add_reader(listening, self._accept, listening)
+
+    def renew(self, settings: HttpSettings) -> None:
+        """Other settings for all connections; whatever waits already waits for as long as it was to."""
+        self.settings = settings
+        for connection in self.connections:
+            connection.renew()
 
     async def drain(self) -> None:
         """Accepts nothing more, closes idle connections, and returns once all requests are answered."""

@@ -125,20 +125,35 @@ async def _play(
     Args:
         before_end: awaited before the last byte goes out.
     """
+    begun: Start | None = None
     async for piece in pieces:
         if isinstance(piece, Start):
-            headers = [header for header in piece.headers if not (replayed and header[0].startswith(_OF_THE_FIRST))]
-            exchange.streams = (b"content-type", b"text/event-stream") in headers
-            length = next((int(value) for name, value in headers if name == _LENGTH), None)
-            headers = [header for header in headers if header[0] != _LENGTH]
-            await exchange.start(piece.status, [*headers, _REPLAYED] if replayed else headers, length=length)
-        elif isinstance(piece, Data):
-            if piece.last:
-                await before_end()
+            begun = piece
+            if _is_stream(piece):
+                await _begin(exchange, piece, replayed=replayed)
+            continue
+        if isinstance(piece, Data) and piece.last:
+            await before_end()
+        # A whole reply's head waits for its body: until then the client can be asked whether it is still there.
+        if exchange.status is None and begun is not None:
+            await _begin(exchange, begun, replayed=replayed)
+        if isinstance(piece, Data):
             await exchange.write(piece.data, more=not piece.last)
         elif not piece.whole:
             await before_end()
             await exchange.break_off(b"")  # the error stands in what was sent
+
+
+def _is_stream(start: Start) -> bool:
+    return (b"content-type", b"text/event-stream") in start.headers
+
+
+async def _begin(exchange: Exchange, start: Start, *, replayed: bool) -> None:
+    headers = [header for header in start.headers if not (replayed and header[0].startswith(_OF_THE_FIRST))]
+    length = next((int(value) for name, value in headers if name == _LENGTH), None)
+    headers = [header for header in headers if header[0] != _LENGTH]
+    exchange.streams = _is_stream(start)
+    await exchange.start(start.status, [*headers, _REPLAYED] if replayed else headers, length=length)
 
 
 class _Made:

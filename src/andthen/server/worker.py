@@ -247,7 +247,7 @@ class _Front:
         def take() -> None:
             services.catalog.keep_health(self._services.catalog)
             self._services = services
-            self.http.settings = live.server
+            self.http.renew(live.server)
             self.app.renew(services, routes)
             logs.configure(live.logs)
 
