@@ -27,7 +27,7 @@ def _intend(self: LedgerWriter, intent: Intent) -> _Written:
     return _Written()
 
 
-async def _settle(self: LedgerWriter, settlement: Settlement) -> None:
+async def _settle(self: LedgerWriter, settlement: Settlement, writing: object = None) -> None:
     return None
 
 

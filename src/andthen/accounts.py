@@ -14,23 +14,25 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from andthen.books.keys import Key
-from andthen.books.ledger import Bounded, Call, EndedBy, Intent, Origin, Settlement, Tokens, worst_prompt_tokens
+from andthen.books.ledger import Bounded, Call, EndedBy, Intent, Origin, Settlement, Tokens
 from andthen.books.policy import Budget
 from andthen.books.prices import PriceBook
 from andthen.books.store import BooksError
 from andthen.books.writer import LedgerWriter, Writing
 from andthen.complete import Work
-from andthen.contract.errors import BudgetExceeded, LedgerUnavailable, ModelNotAllowed
+from andthen.contract.errors import BudgetExceeded, ContextLengthExceeded, LedgerUnavailable, ModelNotAllowed
 from andthen.contract.events import Exchange, Usage, total
-from andthen.contract.request import CompletionRequest, Prompt
+from andthen.contract.request import CompletionRequest, Prompt, worst_prompt_tokens
+from andthen.descriptors import or_refusal
 from andthen.plan.plan import Plan
 from andthen.plan.spread import Part, parts
 from andthen.sources import Deployment, Placed
 
 Exchanged = tuple[str, Exchange]
 """The whole name of a deployment, and an exchange with it."""
-CountTokens = Callable[[str, str, bool], Awaitable[int]]
-"""(whole name of a local model, text, whether special tokens are read in it) → tokens, a document's start included."""
+CountTokens = Callable[[str, str, str, bool], Awaitable[int]]
+"""(who asks, whole name of a local model, text, whether special tokens are read in it) → tokens, a document's start
+included."""
 _MARKERS = 8
 """More than any model's marks of a gap to fill."""
 _NAME_MAX = 256
@@ -99,7 +101,7 @@ class Accounts:
         return found
 
     async def worst(
-        self, request: CompletionRequest, candidates: Sequence[tuple[Deployment, Plan]], at_ms: int
+        self, key_id: str, request: CompletionRequest, candidates: Sequence[tuple[Deployment, Plan]], at_ms: int
     ) -> tuple[int, int]:
         """The most that an answer by the dearest of the candidates can cost: millionths of a dollar, and tokens."""
         micros = tokens = 0
@@ -108,27 +110,30 @@ class Accounts:
             price = self._prices.price(deployment.model, at_ms)
             own_micros = own_tokens = 0
             for part in parts(request, plan):
-                prompt = sum([
-                    await self._prompt_tokens(deployment.model if is_local else None, one, part.request)
-                    for one in part.request.prompts
-                ])  # fmt: skip
+                try:
+                    prompt = sum([
+                        await self._prompt_tokens(key_id, deployment.model if is_local else None, one, part.request)
+                        for one in part.request.prompts
+                    ])  # fmt: skip
+                except ContextLengthExceeded:
+                    continue  # the engine will refuse it likewise, before it costs anything
                 completion = _completions(part) * part.request.max_tokens
                 own_tokens += prompt + completion
                 own_micros += 0 if price is None else price.worst_micros(prompt, completion)
             micros, tokens = max(micros, own_micros), max(tokens, own_tokens)
         return micros, tokens
 
-    async def _prompt_tokens(self, model: str | None, prompt: Prompt, request: CompletionRequest) -> int:
+    async def _prompt_tokens(self, key_id: str, model: str | None, prompt: Prompt, request: CompletionRequest) -> int:
         suffix = request.suffix
         special = request.parse_special and suffix is None  # around a gap the engine reads none
         counted: int | None = None
         if isinstance(prompt, tuple):
             counted = len(prompt) if model is not None else None
         elif model is not None:
-            counted = await self._count_tokens(model, prompt, special)
+            counted = await self._count_tokens(key_id, model, prompt, special)
         more = 0
         if suffix is not None:
-            own = await self._count_tokens(model, suffix, special) if model is not None else None
+            own = await self._count_tokens(key_id, model, suffix, special) if model is not None else None
             more = worst_prompt_tokens(suffix, own) + _MARKERS
         return worst_prompt_tokens(prompt, counted) + more
 
@@ -137,19 +142,21 @@ class Accounts:
         return self._pen.intend(intent)
 
     async def written(self, writing: Writing) -> None:
-        """Raises: BudgetExceeded, LedgerUnavailable."""
+        """Raises: BudgetExceeded, LedgerUnavailable, NoDescriptors."""
         try:
             bounded = await writing
         except BooksError as error:
-            raise LedgerUnavailable("The ledger can't be written at the moment: send the request again.") from error
+            raise or_refusal(
+                LedgerUnavailable("The ledger can't be written at the moment: send the request again.")
+            ) from error
         if bounded is not None:
             raise BudgetExceeded(_bounded_message(bounded), for_good=bounded.for_good)
 
-    async def write_settlement(self, settlement: Settlement) -> None:
-        if settlement.code == LedgerUnavailable.code:  # nothing was spent, and the refusal is to be told soon
-            self._pen.hand_in(settlement)
+    async def write_settlement(self, settlement: Settlement, writing: Writing | None) -> None:
+        if writing is not None and writing.failed:  # nothing was spent, and the refusal is to be told soon
+            self._pen.hand_in(settlement, writing)
         else:
-            await self._pen.settle(settlement)
+            await self._pen.settle(settlement, writing)
 
     def costed(self, exchange: Exchanged, at_ms: int) -> tuple[Call, str]:
         """An exchange as the ledger has it, and the price that was used."""
@@ -200,7 +207,7 @@ class Account:
             at_ms = self._intent.started_at_ms
             affordable = self._accounts.affordable(work.candidates, self._intent.budgets, at_ms)
             work.bound(affordable)
-            micros, tokens = await self._accounts.worst(request, affordable, at_ms)
+            micros, tokens = await self._accounts.worst(self._intent.key_id, request, affordable, at_ms)
             self._intent = replace(self._intent, reserved_micros=micros, reserved_tokens=tokens)
         self._writing = self._accounts.begin_intent(self._intent)
         return functools.partial(self._accounts.written, self._writing)
@@ -214,15 +221,20 @@ class Account:
             self._writing.leave()
         costed = [self._accounts.costed(exchange, self._intent.started_at_ms) for exchange in outcome.exchanges]
         calls = tuple(call for call, _ in costed)
-        await self._accounts.write_settlement(Settlement(
+        cost_micros, tokens = sum(call.cost_micros for call in calls), _sum([call.tokens for call in calls])
+        if self._intent.budgets:
+            # What a vendor tells is not ours to trust a budget to.
+            cost_micros = min(cost_micros, self._intent.reserved_micros)
+            tokens = _at_most(tokens, self._intent.reserved_tokens)
+        settlement = Settlement(
             intent=self._intent,
             status=outcome.status,
             ended_by=outcome.ended_by,
             settled_at_ms=_now_ms(),
             code=outcome.code,
             model=_name(outcome.model),
-            tokens=_sum([call.tokens for call in calls]),
-            cost_micros=sum(call.cost_micros for call in calls),
+            tokens=tokens,
+            cost_micros=cost_micros,
             price=next((price for _, price in reversed(costed) if price), ""),
             plan=outcome.plan,
             origin=outcome.origin,
@@ -231,7 +243,8 @@ class Account:
             first_ms=outcome.first_ms,
             total_ms=outcome.total_ms,
             calls=calls,
-        ))  # fmt: skip
+        )
+        await self._accounts.write_settlement(settlement, self._writing)
 
 
 def _now_ms() -> int:
@@ -259,6 +272,21 @@ def _sum(tokens: Sequence[Tokens]) -> Tokens:
         completion=sum(one.completion for one in tokens),
         reasoning=sum(one.reasoning for one in tokens),
         source=total([Usage(0, 0, source=one.source) for one in tokens]).source,
+    )
+
+
+def _at_most(tokens: Tokens, most: int) -> Tokens:
+    """All in all; what is too much is taken from the prompt's first, where templates stand that nobody can foresee."""
+    if tokens.total <= most:
+        return tokens
+    completion = min(tokens.completion, most)
+    prompt = min(tokens.prompt, most - completion)
+    return Tokens(
+        prompt=prompt,
+        cached=min(tokens.cached, prompt),
+        completion=completion,
+        reasoning=min(tokens.reasoning, completion),
+        source="bounded",
     )
 
 

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from andthen.books.ledger import Bounded, Call, Intent, Settlement, Tokens, worst_prompt_tokens
+from andthen.books.ledger import Bounded, Call, Intent, Settlement, Tokens
 from andthen.books.policy import Budget
 from andthen.books.store import BadEntry, SqlStore, ledger, open_store
 from andthen.books.store.spending import Spent, period_start_ms
+from andthen.contract.request import worst_prompt_tokens
 
 TOTAL = Budget(window="total", micros=1_000)
 NOON_MS = 1_800_014_400_000

@@ -190,7 +190,10 @@ async def test_one_entry_that_cannot_be_written_takes_no_other_with_it(tmp_path:
     store.close()
 
 
-async def test_what_lies_beside_the_database_holds_nothing_up_and_is_lost_by_no_second_failure(tmp_path: Path) -> None:
+async def test_what_lies_beside_the_database_holds_nothing_up_and_is_lost_by_no_second_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer, "_RENEW_S", 0.05)
     store = Fake()
     store.mood = gone
     async with writing(store, tmp_path) as pen:
@@ -200,7 +203,8 @@ async def test_what_lies_beside_the_database_holds_nothing_up_and_is_lost_by_no_
         store.record = lambda entries: gone()  # type: ignore[assignment,method-assign,return-value]
         for number in (2, 3):
             await pen.settle(settled(intent(number)))
-            pen._keep_house()
+            renewals = len(store.renewals)
+            await until(lambda renewals=renewals: len(store.renewals) > renewals + 1)  # type: ignore[misc]
         store.record = full  # type: ignore[method-assign]
     assert sorted(entry.intent.id for batch in store.taken for entry in batch if isinstance(entry, Settlement)) == [
         "cmpl-1", "cmpl-2", "cmpl-3",

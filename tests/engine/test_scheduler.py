@@ -11,13 +11,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from andthen.engine.scheduler import Bounds, Drop, Fork, Scheduler, Step
 from andthen.engine.sequence import Group, Sequence, State
 
+STEP_S = 0.1
+
 
 class Pool:
     """What llama.cpp's unified cache does: a cell belongs to every sequence that shares it, free when none does."""
 
     def __init__(self) -> None:
         self.cells: dict[int, list[int]] = {}
-        self._next = 0
+        self.tokens: list[int] = []
+        """What was written, by cell."""
 
     def fork(self, source: int, target: int, length: int) -> None:
         assert target not in self.cells, f"sequence {target} is in two hands"
@@ -27,11 +30,14 @@ class Pool:
     def drop(self, id: int) -> None:
         self.cells.pop(id, None)
 
-    def write(self, id: int, position: int) -> None:
+    def write(self, id: int, position: int, token: int) -> None:
         cells = self.cells.setdefault(id, [])
         assert len(cells) == position, "a token is decoded at its place, once"
-        cells.append(self._next)
-        self._next += 1
+        cells.append(len(self.tokens))
+        self.tokens.append(token)
+
+    def text(self, id: int) -> list[int]:
+        return [self.tokens[cell] for cell in self.cells[id]]
 
     @property
     def used(self) -> int:
@@ -47,6 +53,8 @@ class Driver:
         self.groups: list[Group] = []
         self.started: dict[Sequence, int] = {}
         self.ends: dict[Sequence, int] = {}
+        self.scored: dict[Group, list[int]] = {}
+        self.now_s = 0.0
 
     def add(self, group: Group, ends: list[int]) -> None:
         self.groups.append(group)
@@ -54,7 +62,8 @@ class Driver:
         self.scheduler.add(group)
 
     def step(self) -> Step:
-        plan = self.scheduler.plan()
+        self.now_s += STEP_S
+        plan = self.scheduler.plan(self.now_s)
         for change in plan.memory:
             match change:
                 case Fork(source, target, length):
@@ -63,12 +72,18 @@ class Driver:
                     self.pool.drop(id)
         self.check(plan)
         for sequence in plan.decodes:
-            self.pool.write(sequence.id, sequence.position - 1)
+            self.pool.write(sequence.id, sequence.position - 1, sequence.chosen[-1])
+            text = [*sequence.group.tokens.tolist(), *sequence.chosen]
+            assert self.pool.text(sequence.id) == text, "its own text and nothing else"
         for read in plan.reads:
-            for position in range(read.start, read.stop):
-                self.pool.write(read.group.trunk, position)
+            for offset, token in enumerate(read.tokens):
+                self.pool.write(read.id, read.position + offset, token)
+            if read.scored:
+                self.scored.setdefault(read.group, []).extend(range(read.start, read.stop))
         assert self.pool.used <= self.scheduler.bounds.cells, "more cells than the pool has"
         for sequence in plan.starts:
+            assert not sequence.chosen
+            assert self.pool.text(sequence.group.trunk) == sequence.group.tokens.tolist()
             self.started[sequence] = self.started.get(sequence, 0) + 1
         for sequence in [*plan.decodes, *plan.starts]:
             sequence.chosen.append(len(sequence.chosen) + sequence.number)
@@ -79,10 +94,16 @@ class Driver:
                 self.scheduler.finish_reading(read.group)
         return plan
 
+    def turn(self, group: Group, *, paused: bool) -> None:
+        if paused:
+            self.scheduler.pause(group, self.now_s)
+        else:
+            self.scheduler.resume(group)
+
     def check(self, plan: Step) -> None:
         bounds = self.scheduler.bounds
         assert plan.tokens <= bounds.batch_tokens
-        assert sum(r.stop - r.start for r in plan.reads if r.group.scored) <= bounds.scored_tokens
+        assert sum(r.stop - r.start for r in plan.reads if r.scored) <= bounds.scored_tokens
         holders = [sequence.id for sequence in self.scheduler.running if not sequence.group.single]
         holders += [group.trunk for group in self.groups if group.trunk >= 0]
         holders += [entry.id for entry in self.scheduler.prefixes._entries]
@@ -106,8 +127,10 @@ def prompt(length: int, kind: int) -> np.ndarray:
     return np.array([kind] * (length - 1) + [100 + length], np.int32)
 
 
-SHARED = Bounds(cells=160, ids=12, running=5, batch_tokens=24, scored_tokens=8, cache_cells=60)
-STREAMS = Bounds(cells=9 * 160, ids=9, running=5, batch_tokens=24, scored_tokens=8, cache_cells=320, cache_ids=2)
+SHARED = Bounds(cells=160, ids=12, running=5, batch_tokens=24, scored_tokens=8, cache_cells=60, turn_tokens=4)
+STREAMS = Bounds(
+    cells=9 * 160, ids=9, running=5, batch_tokens=24, scored_tokens=8, cache_cells=320, cache_ids=2, turn_tokens=4
+)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -142,11 +165,21 @@ class SchedulerMachine(RuleBasedStateMachine):
     def cancel(self, which: int) -> None:
         self.driver.scheduler.cancel(self.driver.groups[which % len(self.driver.groups)])
 
-    @precondition(lambda self: self.driver.scheduler.running)
+    @precondition(lambda self: self.driver.groups)
     @rule(which=st.integers(0, 1000), paused=st.booleans())
     def pause(self, which: int, paused: bool) -> None:
-        running = list(self.driver.scheduler.running)
-        running[which % len(running)].paused = paused
+        """A reader falls behind or goes on."""
+        group = self.driver.groups[which % len(self.driver.groups)]
+        if group.sequences:
+            self.driver.turn(group, paused=paused)
+
+    @precondition(lambda self: self.driver.scheduler.running)
+    @rule(which=st.integers(0, 1000))
+    def stop(self, which: int) -> None:
+        """A sequence's stop is seen after its last step, when it may have been preempted."""
+        begun = [sequence for sequence in self.driver.ends if sequence.chosen and sequence.state is not State.DONE]
+        if begun:
+            self.driver.scheduler.finish(begun[which % len(begun)])
 
     @invariant()
     def starts_are_single(self) -> None:
@@ -155,14 +188,17 @@ class SchedulerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Whatever came before, everybody's work ends, and nothing is left but cached prefixes."""
         for group in self.driver.groups:
-            for sequence in group.sequences:
-                sequence.paused = False
+            self.driver.turn(group, paused=False)
         for _ in range(20_000):
             if self.driver.scheduler.idle:
                 break
             self.driver.step()
         assert self.driver.scheduler.idle, "somebody starves"
         assert all(group.state is State.DONE for group in self.driver.groups)
+        assert not self.driver.scheduler.shares
+        for group, positions in self.driver.scored.items():
+            assert positions == list(range(len(positions))), "each position is scored once"
+            assert len(positions) <= len(group.tokens)
         assert self.driver.scheduler.cells_held == 0
         while self.driver.scheduler.prefixes.size:
             self.driver.scheduler._evict()
@@ -257,7 +293,7 @@ def test_one_request_of_many_candidates_does_not_shut_out_another_owner() -> Non
         driver.step()
         steps += 1
     assert steps < 60
-    assert wide.has_unadmitted
+    assert wide.waiting
 
 
 def test_a_big_request_is_not_overtaken_for_ever() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 
 import pytest
 
@@ -92,6 +93,20 @@ def test_a_large_body_of_unknown_length_is_refused_when_it_is_too_much(scripted:
         for _ in range(11):
             client.sendall(chunk)
         assert refusal(read_all(client)) == (413, "payload_too_large")
+
+
+@pytest.mark.parametrize(
+    "begun", [b"0\r\nx: ", b"0\r\n", b"3;", b"3;a="], ids=["value", "name", "extension", "its value"]
+)
+def test_what_is_endless_beside_a_body_is_refused(scripted: Running, begun: bytes) -> None:
+    with scripted.connect() as client:
+        client.sendall(post(scripted, "transfer-encoding: chunked") + b"1\r\n{\r\n" + begun)
+        began = time.monotonic()
+        with suppress(ConnectionError):
+            while time.monotonic() - began < 0.5:  # far less than `body_stall_s`
+                client.sendall(b"a" * 4000)
+                time.sleep(0.01)
+        assert refusal(read_all(client)) == (431, "headers_too_large")
 
 
 def test_an_endless_body_ends_the_connection(scripted: Running) -> None:

@@ -5,16 +5,20 @@ nothing is lost, and what the log says.
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
+from andthen.books.ledger import Intent, Settlement, Tokens
 from andthen.books.policy import Budget
 from tests.books.own_postgres import OwnPostgres, postgres_of_its_own
 from tests.books.sites import Books
@@ -27,6 +31,12 @@ RUNNING = 6
 TOKENS = 30
 """Of each request under way, which takes three seconds."""
 COST = 3 + TOKENS
+QUIET = {"ledger_caught_up", "ledger_unrecorded"}
+"""May be in the log several times."""
+REFUSALS = 240
+LEFT = 3000
+"""Files of settlements: what a minute without a database left behind, before refusals were counted."""
+CAUGHT_UP_WITHIN_S = 120.0
 
 
 class Kept:
@@ -35,7 +45,7 @@ class Kept:
     def __init__(self, server: Running, books: Books) -> None:
         self.server = server
         self.books = books
-        server.key, self._key_id = books.issue("bounded", budgets=(BUDGET,))
+        server.key, self.key_id = books.issue("bounded", budgets=(BUDGET,))
 
     @contextmanager
     def under_way(self) -> Iterator[list[Future[Answer]]]:
@@ -45,7 +55,7 @@ class Kept:
                 pool.submit(self.server.complete, "slow", max_tokens=TOKENS, stream=number % 2 == 0)
                 for number in range(RUNNING)
             ]
-            self.server.until(lambda: len(self.books.requests(self._key_id)) == RUNNING, "they run")
+            self.server.until(lambda: len(self.books.requests(self.key_id)) == RUNNING, "they run")
             yield asked
 
     def refused(self) -> None:
@@ -63,28 +73,36 @@ class Kept:
         lines = map(json.loads, self.server.log.splitlines())
         return Counter(line["event"] for line in lines if line["event"].startswith(("ledger", "keys")))
 
+    def counted(self) -> int:
+        """Requests without a row, by the metric."""
+        page = self.server.ask("GET", "/metrics").body.decode()
+        return sum(int(float(count)) for count in re.findall(r"andthen_unrecorded_requests_total{.*} (.+)", page))
+
     def caught_up(self) -> int:
         """Settlements that were written back."""
         return sum(line["settlements"] for line in self.server.events("ledger_caught_up"))
 
     def check(self, *, refused: int) -> None:
-        """All that was asked is there once, with what it cost, and nothing is held any more."""
-        self.server.until(lambda: self._settled() == RUNNING + refused and not self.spooled(), "all is settled")
-        rows = self.books.requests(self._key_id).values()
+        """What cost something is there once, with what it cost; of each refusal there is a row or it is counted; and
+        nothing is held any more."""
+        self.server.until(
+            lambda: self._settled() + self.counted() >= RUNNING + refused and not self.spooled(), "all is settled"
+        )
+        rows = self.books.requests(self.key_id).values()
         told = Counter((row["status"], row["prompt_tokens"] + row["completion_tokens"]) for row in rows)
-        spending = self.books.spending(self._key_id)
-        assert told == {(200, COST): RUNNING, (503, 0): refused}
+        spending = self.books.spending(self.key_id)
+        assert told == Counter({(200, COST): RUNNING, (503, 0): refused - self.counted()})
         assert (spending.tokens, spending.reserved_tokens) == (RUNNING * COST, 0)
-        assert len(self.books.calls(self._key_id)) == RUNNING
+        assert len(self.books.calls(self.key_id)) == RUNNING
         assert not set(self.log()) & {"ledger_entry_refused", "ledger_spool_unreadable"}
 
     def _settled(self) -> int:
-        return sum(row["settled_at_ms"] is not None for row in self.books.requests(self._key_id).values())
+        return sum(row["settled_at_ms"] is not None for row in self.books.requests(self.key_id).values())
 
 
 @contextmanager
-def kept(home: Path, database: str = "") -> Iterator[Kept]:
-    with running(home, database=database) as server, closing(Books(database or home / "andthen.db")) as books:
+def kept(home: Path, database: str = "", settings: str = "") -> Iterator[Kept]:
+    with running(home, settings, database=database) as server, closing(Books(database or home / "andthen.db")) as books:
         yield Kept(server, books)
 
 
@@ -106,9 +124,9 @@ def test_a_database_that_goes(tmp_path: Path, postgres: OwnPostgres, gone_s: flo
         assert site.spooled()
         postgres.start()
         site.check(refused=2)
-        assert site.caught_up() >= RUNNING
+        site.server.until(lambda: site.caught_up() >= RUNNING, "the log has what was caught up with")
         told = {"ledger_unavailable": 1, "keys_stale": 1, "keys_fresh_again": 1, "ledger_back": 1}
-        assert {name: count for name, count in site.log().items() if name != "ledger_caught_up"} == told
+        assert {name: count for name, count in site.log().items() if name not in QUIET} == told
         assert site.server.complete("one").status == 200
 
 
@@ -128,6 +146,82 @@ def test_a_database_that_answers_nothing(tmp_path: Path, postgres: OwnPostgres, 
         site.check(refused=2)
         assert (site.log()["ledger_unavailable"], site.log()["ledger_back"]) == (1, 1)
         assert site.server.complete("one").status == 200
+
+
+def refuse_writes(postgres: OwnPostgres, books: Books) -> None:
+    """As a database does that was failed over from, or whose disk is full."""
+    books.do("ALTER DATABASE postgres SET default_transaction_read_only = on")
+    books.do("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'andthen'")
+
+
+def take_writes(postgres: OwnPostgres, books: Books) -> None:
+    books.do("BEGIN; SET TRANSACTION READ WRITE; ALTER DATABASE postgres RESET default_transaction_read_only; COMMIT")
+    books.do("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'andthen'")
+
+
+OUTAGES: dict[str, tuple[Callable[[OwnPostgres, Books], None], Callable[[OwnPostgres, Books], None]]] = {
+    "gone": (lambda postgres, _: postgres.stop(), lambda postgres, _: postgres.start()),
+    "takes no writes": (refuse_writes, take_writes),
+}
+
+
+@pytest.mark.parametrize(("begin", "end"), OUTAGES.values(), ids=OUTAGES)
+def test_refusals_leave_nothing_to_catch_up_with(
+    tmp_path: Path,
+    postgres: OwnPostgres,
+    begin: Callable[[OwnPostgres, Books], None],
+    end: Callable[[OwnPostgres, Books], None],
+) -> None:
+    """Those that cost nothing, for whatever reason they are refused."""
+    asked: list[dict[str, Any]] = [{}, {"temperature": 9}, {"model": "local/none"}]
+    with kept(tmp_path / "home", postgres.url) as site:
+        with site.under_way() as under_way:
+            begin(postgres, site.books)
+            assert [one.result().status for one in under_way] == [200] * RUNNING
+        site.refused()
+        files = len(list(site.server.home.iterdir()))
+        with ThreadPoolExecutor(RUNNING) as pool:
+            refusals = pool.map(lambda number: site.server.complete("one", **asked[number % 3]).code, range(REFUSALS))
+        told = Counter(refusals)
+        assert told == dict.fromkeys(("ledger_unavailable", "invalid_value", "model_not_found"), REFUSALS // 3)
+        assert len(list(site.server.home.iterdir())) <= files + 1, "a refusal writes no file"
+        end(postgres, site.books)
+        site.server.until(lambda: site.server.complete("one", max_tokens=1).status == 200, "it answers again")
+        site.server.until(lambda: not site.spooled() and bool(site.server.events("ledger_unrecorded")), "it is over")
+        rows = site.books.requests(site.key_id).values()
+        refused = [row for row in rows if row["status"] != 200]
+        assert len(refused) + site.counted() >= 1 + REFUSALS
+        assert site.caught_up() <= RUNNING + len(refused)
+        logged = sum(sum(line["requests"].values()) for line in site.server.events("ledger_unrecorded"))
+        assert logged == site.counted()
+        costly = [row for row in rows if row["completion_tokens"] == TOKENS]
+        assert len(costly) == RUNNING
+        assert site.books.spending(site.key_id).reserved_tokens == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_what_an_earlier_outage_left_is_written_beside_live_requests(
+    tmp_path: Path, postgres: OwnPostgres, workers: int
+) -> None:
+    with kept(tmp_path / "home", postgres.url, f"workers = {workers}") as site:
+        for number in range(LEFT):
+            intent = Intent(id=f"cmpl-{number}", key_id="key_old", holder="dead", model="local/x", started_at_ms=1)
+            settlement = Settlement(
+                intent=intent, status=200, ended_by="reply", settled_at_ms=2, tokens=Tokens(prompt=1, completion=1)
+            )
+            part = site.server.home / f"ledger-dead-{number}.part"
+            part.write_bytes(msgspec.json.encode(settlement))
+            part.rename(part.with_suffix(".spool"))
+        answers: list[int] = []
+        deadline_s = time.monotonic() + CAUGHT_UP_WITHIN_S
+        with ThreadPoolExecutor(2) as pool:
+            while site.spooled() and time.monotonic() < deadline_s:
+                answers += [one.status for one in pool.map(site.server.complete, ["one"] * 4)]
+        assert set(answers) == {200}
+        assert not site.spooled()
+        assert len(site.books.requests("key_old")) == LEFT
+        site.server.until(lambda: site.caught_up() >= LEFT, "the log has it")
+        assert set(site.log()) <= QUIET
 
 
 SLOW = """
@@ -191,7 +285,7 @@ def test_a_disk_that_is_full(tmp_path: Path) -> None:
             assert not site.spooled()
             ballast.unlink()
             site.check(refused=2)
-            assert site.caught_up() >= RUNNING
+            site.server.until(lambda: site.caught_up() >= RUNNING, "the log has what was caught up with")
             log = site.log()
             assert (log["ledger_unavailable"], log["ledger_back"]) == (1, 1)
             assert log["ledger_spool_failed"]

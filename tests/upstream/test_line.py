@@ -185,7 +185,7 @@ async def test_calls_wait_for_a_caller_who_reads_slowly() -> None:
     async with (
         vendor(fast) as one,
         catalog({"team/m": remote(one.port, over=own)}) as models,
-        aclosing(begun(models, stream=True, n=2, max_tokens=999).events()) as batches,
+        aclosing(begun(models, stream=True, n=2, max_tokens=10**6).events()) as batches,
     ):
         await anext(batches)
         await asyncio.sleep(0.7)

@@ -2,27 +2,28 @@
 
 An intent waits for its commit, since nothing may be spent before it is written down. A settlement that the database
 does not take, or not soon, goes to a file beside it and is written into the ledger later, once: what a caller got is
-never forgotten. The thread also renews the lease that says that this process lives, and gives back what dead ones had
-reserved.
+never forgotten. It is written beside live work, which comes first. A refusal that cost nothing is counted and gets no
+row while the database takes none. The thread also renews the lease that says that this process lives, and gives back
+what dead ones had reserved.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import itertools
-import os
+import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar
 
-import msgspec
 import structlog
 
 from andthen.books.ledger import Bounded, Intent, Settlement
+from andthen.books.spool import Spool
 from andthen.books.store.errors import BooksError, StoreUnavailable
 
 _Told = TypeVar("_Told")
@@ -37,9 +38,14 @@ _INTENT_WAIT_S = 2.0
 _SETTLE_WAIT_S = 5.0
 """A settlement that the database has not taken within this is written beside it."""
 _STOP_WAIT_S = 10.0
-_SPOOL = ".spool"
-_KEPT_MAX = 10_000
-"""Settlements of requests that cost nothing, in memory, while neither the database nor the disk takes any."""
+_CATCH_UP_S = 0.02
+"""What a batch of settlements that lay beside the database may take of the thread: a live entry may wait so long."""
+_CATCH_UP_SHARE = 0.25
+"""Of the thread's time while there is something to catch up with."""
+_CATCH_UP_FIRST, _CATCH_UP_MAX = 8, 256
+"""Settlements in a batch: at first, and at most however fast the database is."""
+_STOP_CATCHING_UP_S = 5.0
+_UNRECORDED_EVERY_S = 60.0
 _LOG = structlog.get_logger("andthen.books")
 
 
@@ -58,12 +64,28 @@ class LedgerStore(Protocol):
 class _Waiting:
     """An entry and whoever waits for it. All wait in one event loop."""
 
-    __slots__ = ("entry", "future", "loop")
+    __slots__ = ("entry", "future", "intent", "loop", "unwritten")
 
-    def __init__(self, entry: Intent | Settlement, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, entry: Intent | Settlement, loop: asyncio.AbstractEventLoop, intent: _Waiting | None = None
+    ) -> None:
         self.entry = entry
+        self.intent = intent
+        """That of a settlement's request, if it has one."""
+        self.unwritten = True
+        """Surely the database has not got it."""
         self.loop = loop
         self.future: asyncio.Future[Bounded | None] = loop.create_future()
+
+    @property
+    def dispensable(self) -> bool:
+        """It is counted where the database does not take it, and not written later: a refusal that cost nothing, whose
+        intent is not in the database either."""
+        return (
+            isinstance(self.entry, Settlement)
+            and _cost_nothing(self.entry)
+            and (self.intent is None or self.intent.unwritten)
+        )
 
     def answer(self, result: Bounded | None) -> None:
         self._tell(self.set_result, result)
@@ -97,24 +119,30 @@ class Writing:
 
     def __init__(self, pen: LedgerWriter, waiting: _Waiting) -> None:
         self._pen = pen
-        self._waiting = waiting
+        self.waiting = waiting
         self._due_s = waiting.loop.time() + _INTENT_WAIT_S
 
     def __await__(self) -> Generator[Any, None, Bounded | None]:
         return self._written().__await__()
 
     async def _written(self) -> Bounded | None:
-        future = self._waiting.future
+        future = self.waiting.future
         if not future.done():
             # One that stops waiting must not end it for the others.
-            await asyncio.wait((future,), timeout=self._due_s - self._waiting.loop.time())
+            await asyncio.wait((future,), timeout=self._due_s - self.waiting.loop.time())
         if not future.done():
-            self._pen._give_up(self._waiting)
+            self._pen._give_up(self.waiting)
         return future.result()
+
+    @property
+    def failed(self) -> bool:
+        """The database did not take it, or not soon enough."""
+        future = self.waiting.future
+        return future.done() and not future.cancelled() and future.exception() is not None
 
     def leave(self) -> None:
         """Nobody waits for it any more: unless the database is at it already, it is not written."""
-        self._pen._drop(self._waiting)
+        self._pen._drop(self.waiting)
 
 
 def _answer(taken: list[_Waiting], results: list[Bounded | None]) -> None:
@@ -135,14 +163,21 @@ class LedgerWriter:
         holder: this process's name among all that write into the database.
         folder: where settlements lie that the database did not take.
         on_change: called in some thread when `healthy` has changed.
+        on_unrecorded: called in some thread with the error's code of each request that was refused, cost nothing and
+            gets no row, or with `caller` where the caller went away.
     """
 
     def __init__(
-        self, store: LedgerStore, holder: str, folder: Path, on_change: Callable[[bool], None] = lambda _healthy: None
+        self,
+        store: LedgerStore,
+        holder: str,
+        folder: Path,
+        on_change: Callable[[bool], None] = lambda _healthy: None,
+        on_unrecorded: Callable[[str], None] = lambda _code: None,
     ) -> None:
         self.holder = holder
         self._store = store
-        self._spool = _Spool(folder, holder)
+        self._spool = Spool(folder, holder)
         self._waiting: dict[_Waiting, None] = {}
         """In their order."""
         self._taken: list[_Waiting] = []
@@ -155,6 +190,14 @@ class LedgerWriter:
         self._over = False
         self._healthy = True
         self._on_change = on_change
+        self._on_unrecorded = on_unrecorded
+        self._unrecorded: Counter[str] = Counter()
+        """Since the log's last line about them."""
+        self._unrecorded_told_s = -math.inf
+        self._batch = _CATCH_UP_FIRST
+        self._catch_up_at_s = math.inf
+        self._caught_up = 0
+        """Since the log's last line about it."""
         self._leases: dict[tuple[str, int], float] = {}
         """Whose, until when, and since when it was seen so, by `time.monotonic`."""
         self._thread = threading.Thread(target=self._run, name="ledger", daemon=True)
@@ -182,7 +225,9 @@ class LedgerWriter:
     def intend(self, intent: Intent) -> Writing:
         """Begins to write an intent down. Whatever becomes of it, who asks settles it: one that is refused may be
         written all the same."""
-        return Writing(self, self._put(intent))
+        waiting = _Waiting(intent, asyncio.get_running_loop())
+        self._put(waiting)
+        return Writing(self, waiting)
 
     def _give_up(self, waiting: _Waiting) -> None:
         """It takes too long for who waits."""
@@ -196,19 +241,27 @@ class LedgerWriter:
         with self._woken:
             self._waiting.pop(waiting, None)
 
-    async def settle(self, settlement: Settlement) -> None:
-        """Writes a settlement down, into the database or beside it. Goes on also when who waits for it leaves."""
-        await asyncio.shield(self.hand_in(settlement))
+    async def settle(self, settlement: Settlement, writing: Writing | None = None) -> None:
+        """Writes a settlement down, into the database or beside it. Goes on also when who waits for it leaves.
 
-    def hand_in(self, settlement: Settlement) -> asyncio.Future[Bounded | None]:
+        Args:
+            writing: that of the request's intent, if it has one.
+        """
+        await asyncio.shield(self.hand_in(settlement, writing))
+
+    def hand_in(self, settlement: Settlement, writing: Writing | None = None) -> asyncio.Future[Bounded | None]:
         """As `settle`, for who need not wait for it."""
-        waiting = self._put(settlement)
+        waiting = _Waiting(settlement, asyncio.get_running_loop(), None if writing is None else writing.waiting)
+        if waiting.dispensable and not self._healthy:
+            self._leave_out([waiting])
+            waiting.set_result(None)
+            return waiting.future
+        self._put(waiting)
         overdue = waiting.loop.call_later(_SETTLE_WAIT_S, self._on_overdue, waiting)
         waiting.future.add_done_callback(lambda _: overdue.cancel())
         return waiting.future
 
-    def _put(self, entry: Intent | Settlement) -> _Waiting:
-        waiting = _Waiting(entry, asyncio.get_running_loop())
+    def _put(self, waiting: _Waiting) -> None:
         with self._woken:
             self._waiting[waiting] = None
         if not self._calling:
@@ -216,7 +269,6 @@ class LedgerWriter:
             waiting.loop.call_soon(self._call)
         if self._over:  # a request that has outlived the server: the process ends any moment
             self._set_aside()
-        return waiting
 
     def _call(self) -> None:
         """Has the thread write what a turn of the event loop has put down. A call for each entry would make many small
@@ -237,15 +289,36 @@ class LedgerWriter:
             found = [one for one in (*self._taken, *self._waiting) if isinstance(one.entry, Settlement)]
             left = [one for one in self._waiting if not isinstance(one.entry, Settlement)]
             self._taken, self._waiting = [], dict.fromkeys(left)
-        self._spool.add([one.entry for one in found if isinstance(one.entry, Settlement)])
-        for one in found:
-            one.answer(None)
+        self._spool_or_count(found)
+
+    def _spool_or_count(self, settlements: list[_Waiting]) -> None:
+        """What the database did not take."""
+        left_out: list[_Waiting] = []
+        spooled: list[Settlement] = []
+        for waiting in settlements:
+            if waiting.dispensable:
+                left_out.append(waiting)
+            elif isinstance(waiting.entry, Settlement):
+                spooled.append(waiting.entry)
+        self._leave_out(left_out)
+        self._spool.add(spooled)
+        for waiting in settlements:
+            waiting.answer(None)
+
+    def _leave_out(self, settlements: list[_Waiting]) -> None:
+        """Counts requests that get no row."""
+        for settlement in (waiting.entry for waiting in settlements if isinstance(waiting.entry, Settlement)):
+            code = settlement.code or settlement.ended_by
+            self._on_unrecorded(code)
+            with self._woken:
+                self._unrecorded[code] += 1
 
     def _run(self) -> None:
         renew_at_s = 0.0
         while True:
+            wake_at_s = min(renew_at_s, self._catch_up_at_s)
             with self._woken:
-                self._woken.wait_for(lambda: self._called or self._stopping, max(0.0, renew_at_s - time.monotonic()))
+                self._woken.wait_for(lambda: self._called or self._stopping, max(0.0, wake_at_s - time.monotonic()))
                 if self._stopping and not self._waiting:
                     break
             if time.monotonic() >= renew_at_s:  # the first time too: nothing is to be written without a lease
@@ -255,11 +328,19 @@ class LedgerWriter:
                 self._called = False
                 self._taken, self._waiting = list(self._waiting), {}
                 taken = self._taken
+                for waiting in taken:
+                    waiting.unwritten = False
             if taken:
                 self._write(taken)
                 with self._woken:
                     self._taken = []
+            if time.monotonic() >= self._catch_up_at_s:
+                self._catch_up()
         self._keep_house(lease_s=0.0)
+        give_up_at_s = time.monotonic() + _STOP_CATCHING_UP_S
+        while self._catch_up_at_s < math.inf and time.monotonic() < give_up_at_s:
+            self._catch_up()
+        self._tell_counts()
 
     def _write(self, taken: list[_Waiting]) -> None:
         began_s = time.monotonic()
@@ -288,12 +369,33 @@ class LedgerWriter:
     def _lose(self, taken: list[_Waiting], error: StoreUnavailable) -> None:
         """The database did not take them."""
         self._note(False, error)
-        self._spool.add([waiting.entry for waiting in taken if isinstance(waiting.entry, Settlement)])
+        self._spool_or_count([waiting for waiting in taken if isinstance(waiting.entry, Settlement)])
         for waiting in taken:
-            if isinstance(waiting.entry, Settlement):
-                waiting.answer(None)
-            else:
+            if isinstance(waiting.entry, Intent):
+                waiting.unwritten = error.unwritten
                 waiting.fail(error)
+
+    def _catch_up(self) -> None:
+        """Writes a batch of what lies beside the database into it, and sees when the next one's turn is."""
+        began_s = time.monotonic()
+        settlements = self._spool.next(self._batch)
+        if not settlements:
+            self._catch_up_at_s = math.inf
+            self._tell_counts()
+            return
+        try:
+            self._replay(settlements)
+        except StoreUnavailable as error:
+            self._catch_up_at_s = math.inf
+            self._note(False, error)
+            return
+        self._spool.taken()
+        self._caught_up += len(settlements)
+        ended_s = time.monotonic()
+        took_s = ended_s - began_s
+        fitting = len(settlements) * _CATCH_UP_S / took_s
+        self._batch = max(1, min(round(fitting), 2 * self._batch, _CATCH_UP_MAX))
+        self._catch_up_at_s = ended_s + took_s * (1 / _CATCH_UP_SHARE - 1)
 
     def _replay(self, settlements: list[Settlement]) -> None:
         """Raises `StoreUnavailable`."""
@@ -309,18 +411,32 @@ class LedgerWriter:
                     self._replay([settlement])
 
     def _keep_house(self, lease_s: float = LEASE_S) -> None:
-        """Renews the lease, gives back what is lost, and writes what lies beside the database into it."""
+        """Renews the lease, gives back what is lost, and looks for what lies beside the database."""
         began_s = time.monotonic()
         try:
             self._store.renew(self.holder, lease_s)
-            if written := self._spool.write_back(self._replay):
-                _LOG.info("ledger_caught_up", settlements=written)
             self._release_lost()
         except Exception as error:
             self._leases = {}
+            self._catch_up_at_s = math.inf
             self._note(False, error)
         else:
             self._note_taken(began_s)
+            self._spool.look()
+            self._catch_up_at_s = min(self._catch_up_at_s, time.monotonic())
+        self._tell_counts()
+
+    def _tell_counts(self) -> None:
+        if self._caught_up:
+            _LOG.info("ledger_caught_up", settlements=self._caught_up)
+            self._caught_up = 0
+        now_s = time.monotonic()
+        if not self._unrecorded or (not self._healthy and now_s - self._unrecorded_told_s < _UNRECORDED_EVERY_S):
+            return
+        self._unrecorded_told_s = now_s
+        with self._woken:
+            unrecorded, self._unrecorded = self._unrecorded, Counter()
+        _LOG.warning("ledger_unrecorded", requests=dict(unrecorded))
 
     def _release_lost(self) -> None:
         now_s = time.monotonic()
@@ -344,82 +460,10 @@ class LedgerWriter:
             self._on_change(healthy)
 
 
+def _cost_nothing(settlement: Settlement) -> bool:
+    """Whether it is of a request that was refused or left before anything was asked of anybody."""
+    return settlement.status >= 400 and not (settlement.calls or settlement.tokens.total or settlement.cost_micros)
+
+
 def _tell_refused(settlement: Settlement, error: Exception) -> None:
     _LOG.error("ledger_entry_refused", request=settlement.intent.id, reason=str(error))
-
-
-class _Spool:
-    """Settlements in files beside the database, one JSON a line, until the database takes them.
-
-    A file is whole once it has its name and is never written again. Everybody reads everybody's, those of the dead
-    too; that two read the same is no harm, since a settlement counts once.
-    """
-
-    def __init__(self, folder: Path, holder: str) -> None:
-        self._folder = folder
-        self._name = f"ledger-{holder}"
-        self._numbers = itertools.count(1)
-        self._lock = threading.Lock()
-        self._kept: dict[str, Settlement] = {}
-        """What the disk did not take either, by the request's id."""
-
-    def add(self, settlements: list[Settlement]) -> None:
-        """Waits until the disk has them. Raises nothing: where the disk is full as well, they are kept in memory until
-        it or the database takes them, and the log has those that cost something."""
-        with self._lock:
-            together = [*self._kept.values(), *settlements]
-            if not together:
-                return
-            try:
-                self._write(together)
-            except (OSError, ValueError) as error:
-                self._keep(settlements, error)
-            else:
-                self._kept = {}
-
-    def _write(self, settlements: list[Settlement]) -> None:
-        part = self._folder / f"{self._name}-{next(self._numbers)}.part"
-        lines = [msgspec.json.encode(settlement) + b"\n" for settlement in settlements]
-        try:
-            with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-                file.writelines(lines)
-                file.flush()
-                os.fsync(file.fileno())
-            part.rename(part.with_suffix(_SPOOL))
-        except OSError:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
-            raise
-
-    def _keep(self, settlements: list[Settlement], error: Exception) -> None:
-        costly = [one for one in settlements if one.tokens.total or one.cost_micros]
-        if isinstance(error, OSError):
-            free = [one for one in settlements if one not in costly]  # of requests that were refused, without end
-            kept = costly + free[: max(0, _KEPT_MAX - len(self._kept))]
-            self._kept |= {one.intent.id: one for one in kept}
-        _LOG.error("ledger_spool_failed", reason=str(error), settlements=repr(costly))
-
-    def write_back(self, record: Callable[[list[Settlement]], object]) -> int:
-        """Gives what is kept and what lies in the files to `record`, and removes it; how many. Raises what `record`
-        raises."""
-        with self._lock:
-            kept = list(self._kept.values())
-        if kept:
-            record(kept)
-        with self._lock:
-            for settlement in kept:
-                self._kept.pop(settlement.intent.id, None)
-        written = len(kept)
-        for path in sorted(self._folder.glob(f"ledger-*{_SPOOL}")):
-            try:
-                settlements = [msgspec.json.decode(line, type=Settlement) for line in path.read_bytes().splitlines()]
-            except FileNotFoundError:
-                continue  # another wrote it back
-            except msgspec.MsgspecError as error:
-                _LOG.error("ledger_spool_unreadable", file=str(path), reason=str(error))
-                path.rename(path.with_suffix(".unreadable"))
-                continue
-            record(settlements)
-            path.unlink(missing_ok=True)
-            written += len(settlements)
-        return written

@@ -42,18 +42,28 @@ def prepare(submit: Submit, link: int, vocabulary: Model, context: int, outbox: 
     return job
 
 
-def tokenize(vocabulary: Model, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
-    """The ids that a prompt of this text becomes."""
+def tokenize(vocabulary: Model, context: int, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
+    """The ids that a prompt of this text becomes.
+
+    Raises:
+        ContextLengthExceeded: the text is so long that no tokens of it could fit the context.
+    """
+    _check_size("prompt", text, vocabulary, context)
     tokens = _ids(vocabulary, text, add_special=add_special, parse_special=parse_special)
     return tokens or (_document_start(vocabulary) if add_special else [])
 
 
-def detokenize(vocabulary: Model, tokens: Sequence[int]) -> str:
+def detokenize(vocabulary: Model, context: int, tokens: Sequence[int]) -> str:
     """The text of token ids, control tokens included; bytes that are no whole character become U+FFFD.
 
     Raises:
         BadRequest: an id that the vocabulary does not have.
+        ContextLengthExceeded: more ids than the context holds.
     """
+    if len(tokens) > context:
+        raise ContextLengthExceeded(
+            f"`tokens` has {len(tokens)} ids, and this model's context is {context}: send fewer.", param="tokens"
+        )
     _check_ids("tokens", tokens, vocabulary)
     return b"".join(vocabulary.pieces[token] for token in tokens).decode(errors="replace")
 

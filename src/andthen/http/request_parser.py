@@ -24,9 +24,6 @@ Headers = list[tuple[bytes, bytes]]
 CHUNKED = -1
 """The length of a body whose length is not known before its end."""
 
-_FRAMING_BYTES = 16 * 2**10
-"""The most that the extensions of a body's chunks, or its trailers, may take. Nothing is done with either."""
-
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 # RFC 9112, section 3: exactly one space between the parts, and no fragment in the target.
 _REQUEST_LINE = re.compile(rb'([A-Z-]+) ([!"$-~]+) HTTP/1\.([01])\r\n')
@@ -101,7 +98,8 @@ class RequestParser:
 
     def __init__(self, header_bytes: int) -> None:
         """Args:
-        header_bytes: the most that a request's line and headers may take.
+        header_bytes: the most that a request's line and headers may take, and the extensions of the chunks of its
+            body, and its trailers.
         """
         self.header_bytes = header_bytes
         self._data = b""
@@ -162,9 +160,7 @@ class RequestParser:
         end = data.find(b"\r\n\r\n", at)
         size = (end + 4 if end >= 0 else len(data)) - at
         if size > self.header_bytes:
-            raise HeadersTooLarge(
-                f"The request's line and headers are larger than {self.header_bytes} bytes: send fewer."
-            )
+            raise self._too_large()
         if not size or (size == 1 and data.startswith(b"\r", at)):
             return None
         self._feed(data, at, at + size)
@@ -283,11 +279,14 @@ class RequestParser:
         return True
 
     def _check_framing_bytes(self, more: int) -> None:
-        if self._framing_bytes + more > _FRAMING_BYTES:
-            raise BadRequest(
-                f"The extensions of the body's chunks, or its trailers, are larger than {_FRAMING_BYTES} bytes: "
-                "send none."
-            )
+        """Extensions of chunks, and trailers, are bounded as headers are. Nothing is done with either."""
+        if self._framing_bytes + more > self.header_bytes:
+            raise self._too_large()
+
+    def _too_large(self) -> HeadersTooLarge:
+        return HeadersTooLarge(
+            f"The request's headers or trailers are larger than {self.header_bytes} bytes: send fewer."
+        )
 
 
 def _head(line: re.Match[bytes], headers: Headers) -> RequestHead:

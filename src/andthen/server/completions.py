@@ -14,9 +14,10 @@ from urllib.parse import quote
 from prometheus_client import Histogram
 
 from andthen.complete import Work, prepare
-from andthen.contract.events import Event, Text
+from andthen.contract.events import Event, Text, size
 from andthen.contract.request import CompletionRequest, parse
 from andthen.contract.response import COMMENT, DONE, Completion, Head, Stream
+from andthen.offload import LARGE_BYTES, LARGE_EVENTS, offload
 from andthen.server.access import allows_model, check_max_tokens, check_model
 from andthen.server.booking import Booking
 from andthen.server.http import JSON, Exchange, Headers
@@ -53,7 +54,8 @@ async def _run(services: Services, exchange: Exchange, booking: Booking) -> None
 
 async def _complete(services: Services, exchange: Exchange, booking: Booking) -> None:
     body = await exchange.body()
-    request = parse(body, services.limits)
+    large = len(body) > LARGE_BYTES
+    request = await offload(parse, body, services.limits) if large else parse(body, services.limits)
     booking.note(request)
     if ignored := _ignored(request.ignored):
         exchange.reply_headers.append((b"x-andthen-ignored", ignored))
@@ -107,7 +109,9 @@ async def _whole(
             booking.hear(events)
             for event in events:
                 completion.feed(event)
-    body = completion.body(_head(services, exchange, work))
+    head = _head(services, exchange, work)
+    large = completion.tokens > LARGE_EVENTS
+    body = await offload(completion.body, head) if large else completion.body(head)
     await booking.settle()
     await exchange.reply(200, [*JSON, (b"server-timing", clock.header(total=True))], body)
 
@@ -125,7 +129,8 @@ async def _stream(
                 booking.hear(events)
                 if stream is None:
                     stream = Stream(request, _head(services, exchange, work))
-                await reply.write(b"".join(map(stream.feed, events)))
+                large = size(events) > LARGE_EVENTS
+                await reply.write(await offload(stream.frames, events) if large else stream.frames(events))
         await booking.settle()
         await reply.end(DONE if _wants_done(exchange, services.settings) else b"")
     finally:

@@ -18,11 +18,11 @@ from andthen.contract.errors import (
     AndthenError,
     InvalidApiKey,
     MethodNotAllowed,
+    PayloadTooLarge,
     RateLimited,
     UnsupportedMediaType,
 )
 from andthen.contract.response import error_body
-from andthen.http.request import too_large
 from andthen.server.settings import ServerSettings
 from andthen.telemetry.notes import Note
 
@@ -152,13 +152,17 @@ class Exchange:
             PayloadTooLarge, UnsupportedMediaType, RequestTimeout, ClientGone
         """
         bound = min(self._settings.body_bytes, most or self._settings.body_bytes)
+        too_large = _too_large(bound, is_set=bound == self._settings.body_bytes)
         if self.request.length > bound:
-            raise too_large(bound)
+            raise too_large
         self._check_type()
-        if self.request.body_complete:
-            return await self.request.body(bound)
-        with self._waiting():
-            return await self.request.body(bound)
+        try:
+            if self.request.body_complete:
+                return await self.request.body(bound)
+            with self._waiting():
+                return await self.request.body(bound)
+        except PayloadTooLarge:  # in chunks, so that its length was not known before
+            raise too_large from None
 
     async def reply(self, status: int, headers: Headers, body: bytes) -> None:
         """The whole answer. A large body goes out in slices, as fast as the client takes them."""
@@ -237,3 +241,8 @@ class Exchange:
         coding = self.header(b"content-encoding")
         if coding is not None and coding.lower() != b"identity":
             raise UnsupportedMediaType("The body has a content-encoding: send it as it is.")
+
+
+def _too_large(bound: int, *, is_set: bool) -> PayloadTooLarge:
+    remedy = "send less, or raise `server.body_bytes`" if is_set else "this route takes no larger one, so send less"
+    return PayloadTooLarge(f"The body is larger than {bound} bytes: {remedy}.")

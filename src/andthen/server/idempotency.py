@@ -16,6 +16,7 @@ from andthen.books.replies import Data, Gone, OtherBody, Piece, Recording, Slip,
 from andthen.books.store import BooksError
 from andthen.contract.errors import BadRequest, EngineRestarted, IdempotencyConflict, LedgerUnavailable, ModelNotFound
 from andthen.contract.request import CompletionRequest, parse
+from andthen.descriptors import or_refusal
 from andthen.server.access import sent_secret
 from andthen.server.answering import answer
 from andthen.server.booking import Booking
@@ -91,7 +92,9 @@ async def _claim_or_replay(
                 param=HEADER,
             ) from None
         except BooksError as error:
-            raise LedgerUnavailable("The reply can't be looked up at the moment: send the request again.") from error
+            raise or_refusal(
+                LedgerUnavailable("The reply can't be looked up at the moment: send the request again.")
+            ) from error
         except Gone:
             if exchange.status is not None:
                 raise EngineRestarted("What made this reply is gone: send the request again.") from None
@@ -132,12 +135,12 @@ async def _play(
             if _is_stream(piece):
                 await _begin(exchange, piece, replayed=replayed)
             continue
-        if isinstance(piece, Data) and piece.last:
-            await before_end()
         # A whole reply's head waits for its body: until then the client can be asked whether it is still there.
         if exchange.status is None and begun is not None:
             await _begin(exchange, begun, replayed=replayed)
         if isinstance(piece, Data):
+            if piece.last:
+                await before_end()
             await exchange.write(piece.data, more=not piece.last)
         elif not piece.whole:
             await before_end()

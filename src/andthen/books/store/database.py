@@ -15,9 +15,10 @@ from contextlib import contextmanager
 
 import sqlalchemy as sa
 
-from andthen.books.store.driver import Driver, transaction
+from andthen.books.store.driver import Driver, surely_unwritten, transaction
 from andthen.books.store.errors import BadEntry, SchemaTooNew, SchemaTooOld, StoreUnavailable
 from andthen.books.store.schema import HEAD, STAMPS
+from andthen.descriptors import none_left
 
 
 class Database:
@@ -107,15 +108,20 @@ class Database:
     @contextmanager
     def driving(self) -> Iterator[Driver]:
         """As `writing`, by the database's own driver. Raises `StoreUnavailable`, `BadEntry`."""
-        with self._told():
-            pooled = self._engine.raw_connection()
-            try:
-                with transaction(pooled.driver_connection, self._engine.dialect) as driver:
-                    yield driver
-            except BaseException:
-                pooled.invalidate()
-                raise
-            pooled.close()
+        driver: Driver | None = None
+        try:
+            with self._told():
+                pooled = self._engine.raw_connection()
+                try:
+                    with transaction(pooled.driver_connection, self._engine.dialect) as driver:
+                        yield driver
+                except BaseException:
+                    pooled.invalidate()
+                    raise
+                pooled.close()
+        except StoreUnavailable as error:
+            error.unwritten = surely_unwritten(error.__cause__, driver)
+            raise
 
     @contextmanager
     def _told(self) -> Iterator[None]:
@@ -128,6 +134,10 @@ class Database:
             raise BadEntry(f"the database {self._place} can't hold what was to be written: {error}") from error
         except (sa.exc.DBAPIError, own.Error) as error:
             reason = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+            if none_left():
+                raise StoreUnavailable(
+                    f"the database {self._place} can't be used: this process is out of file descriptors (`ulimit -n`)"
+                ) from error
             told = " ".join(str(reason).split()).rstrip(".?")
             raise StoreUnavailable(
                 f"the database {self._place} can't be used: {told}. See that it can be reached, is whole and can be"

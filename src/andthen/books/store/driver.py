@@ -22,6 +22,8 @@ class Driver:
         self._connection = connection
         self._dialect = dialect
         self._wait = wait
+        self.committing = False
+        """From here on the database may have what was written, whatever error comes."""
 
     @property
     def database(self) -> str:
@@ -56,12 +58,27 @@ def transaction(connection: Any, dialect: sa.Dialect) -> Iterator[Driver]:
     """
     if dialect.name == "postgresql":
         with connection.pipeline() as pipeline:  # what nobody waits for costs no way there and back
-            yield Driver(connection, dialect, pipeline.sync)
+            yield (driver := Driver(connection, dialect, pipeline.sync))
+            driver.committing = True
             connection.commit()
     else:
         connection.execute("BEGIN IMMEDIATE")
         yield Driver(connection, dialect, lambda: None)
         connection.commit()
+
+
+def surely_unwritten(error: BaseException | None, driver: Driver | None) -> bool:
+    """Whether a transaction that ended in the driver's `error` has surely changed nothing.
+
+    Args:
+        driver: None where there was no connection.
+    """
+    if driver is None or not driver.committing:
+        return True
+    # An error with a code is the server's answer: it has rolled back. With none, or one of these classes, the
+    # connection ended and the answer is missing (https://www.postgresql.org/docs/current/errcodes-appendix.html).
+    code = getattr(error, "sqlstate", None)
+    return code is not None and not code.startswith(("08", "57P"))
 
 
 @cache

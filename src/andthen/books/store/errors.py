@@ -10,6 +10,9 @@ class BooksError(Exception):
 class StoreUnavailable(BooksError):
     """The database is missing, locked, full or broken. It may come back."""
 
+    unwritten = False
+    """Surely nothing of what was to be written is in it. Else the connection may have broken during the commit."""
+
 
 class BadEntry(BooksError):
     """What was to be written no database can hold; it is whole itself."""

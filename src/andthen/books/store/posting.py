@@ -69,31 +69,36 @@ def _bounded(budget: Budget, spent: Spent, intent: Intent) -> Bounded | None:
 
 def _settle(driver: Driver, settlements: list[Settlement]) -> None:
     changes = Changes()
-    calls: list[Values] = []
     closed = driver.change(_CLOSE, [_closed(settlement) for settlement in settlements])
-    for settlement, count in zip(settlements, closed, strict=True):
-        intent = settlement.intent
-        released = Spent(reserved_micros=-intent.reserved_micros, reserved_tokens=-intent.reserved_tokens)
-        if count == 0:
-            if not _told_late(driver, settlement):
-                continue  # it was settled before
-            released = Spent()
-        changes.add(intent, released._replace(micros=settlement.cost_micros, tokens=settlement.tokens.total))
-        calls += _calls(settlement)
-    driver.write(_CALL, calls)
+    in_time = [settlement for settlement, count in zip(settlements, closed, strict=True) if count]
+    for intent in (settlement.intent for settlement in in_time):
+        changes.add(intent, Spent(reserved_micros=-intent.reserved_micros, reserved_tokens=-intent.reserved_tokens))
+    late = _settle_late(driver, [one for one, count in zip(settlements, closed, strict=True) if not count])
+    for settlement in (*in_time, *late):
+        changes.add(settlement.intent, Spent(micros=settlement.cost_micros, tokens=settlement.tokens.total))
+    driver.write(_CALL, [call for settlement in (*in_time, *late) for call in _calls(settlement)])
     changes.write(driver)
 
 
-def _told_late(driver: Driver, settlement: Settlement) -> bool:
+def _settle_late(driver: Driver, settlements: list[Settlement]) -> list[Settlement]:
     """Settles what is not open: a request whose intent was not taken, or one that was taken for dead, because the
-    database was gone while its lease ran out. Whether it was either."""
-    ((*ended_by,),) = driver.read(_ENDED_BY, [{"id": settlement.intent.id}])
-    if not ended_by:
-        driver.write(_OPEN, [_opened(settlement.intent)])
-    elif ended_by != [("lost",)] or settlement.ended_by == "lost":
-        return False
-    driver.write(_CORRECT, [_closed(settlement)])
-    return True
+    database was gone while its lease ran out. Returns those that were either; the others were settled before."""
+    if not settlements:
+        return []
+    first: dict[str, Settlement] = {}
+    for settlement in settlements:
+        first.setdefault(settlement.intent.id, settlement)
+    late = list(first.values())
+    ended_by = driver.read(_ENDED_BY, [{"id": settlement.intent.id} for settlement in late])
+    unopened = [settlement for settlement, rows in zip(late, ended_by, strict=True) if not rows]
+    lost = [
+        settlement
+        for settlement, rows in zip(late, ended_by, strict=True)
+        if rows == [("lost",)] and settlement.ended_by != "lost"
+    ]
+    driver.write(_OPEN, [_opened(settlement.intent) for settlement in unopened])
+    driver.write(_CORRECT, [_closed(settlement) for settlement in (*unopened, *lost)])
+    return [*unopened, *lost]
 
 
 def _opened(intent: Intent) -> Values:
