@@ -85,8 +85,7 @@ TAKEN = [
     Case("half an upgrade in the trailers",
          (post(b"upgrade: h2c", CHUNKED, body=chunked(GOOD, trailers=b"connection: upgrade\r\n")) + get(b"host: x"),),
          (200, 200)),
-    Case("a close in the trailers", (post(CHUNKED, body=chunked(GOOD, trailers=b"connection: close\r\n")),), (200,),
-         CLOSES),
+    Case("a close in the trailers", (post(CHUNKED, body=chunked(GOOD, trailers=b"connection: close\r\n")),), (200,)),
     Case("100-continue", (post(sized(GOOD), b"expect: 100-continue"), GOOD), (100, 200)),
     Case("100-continue in chunks", (post(CHUNKED, b"expect: 100-Continue"), chunked(GOOD)), (100, 200)),
     Case("100-continue with its body", (post(sized(GOOD), b"expect: 100-continue", body=GOOD),), (100, 200)),
@@ -183,6 +182,10 @@ BAD_HEADS = {
     "bytes in the target": get(b"host: x", target=b"/health\xff"),
     "a method in small letters": b"get /healthz HTTP/1.1\r\nhost: x\r\n\r\n",
     "an unknown method": b"FETCH /healthz HTTP/1.1\r\nhost: x\r\n\r\n",
+    "two spaces in the request line": b"GET  /healthz HTTP/1.1\r\nhost: x\r\n\r\n",
+    "a fragment in the target": get(b"host: x", target=b"/healthz#a"),
+    "another protocol": b"GET /healthz RTSP/1.0\r\nhost: x\r\n\r\n",
+    "LF before the request line": b"\n" + get(b"host: x"),
     "tabs in the request line": b"GET\t/healthz\tHTTP/1.1\r\nhost: x\r\n\r\n",
     "a space behind the version": b"GET /healthz HTTP/1.1 \r\nhost: x\r\n\r\n",
     "LF behind the request line": b"GET /healthz HTTP/1.1\nhost: x\r\n\r\n",
@@ -204,6 +207,8 @@ BAD_HEADS = {
     "a separator in a name": get(b"host: x", b"a(b): c"),
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
 }
+OTHER_VERSIONS = {"HTTP/2.0", "HTTP/3.0", "HTTP/1.2", "HTTP/0.9", "the preface of HTTP/2"}
+"""Of the above: they get 505."""
 BAD_LENGTHS = (
     b"-3", b"+3", b"0x3", b"3.0", b"3, 3", b"3,4", b"3;", b"1 2", b"1_0", b"abc", b"", b'"3"', b"18446744073709551616",
     b"9" * 40, b"\xb2", b"3\0",
@@ -224,6 +229,7 @@ BAD_CHUNKS = {
     "a space behind": b"3 \r\nabc\r\n0\r\n\r\n",
     "an overflow": b"10000000000000003\r\nabc\r\n0\r\n\r\n",
     "many digits": b"f" * 100 + b"\r\nabc\r\n0\r\n\r\n",
+    "many zeros": b"0" * 100 + b"3\r\nabc\r\n0\r\n\r\n",
     "LF": b"3\nabc\r\n0\r\n\r\n",
     "LF in an extension": b"3;a\n\r\nabc\r\n0\r\n\r\n",
     "CR in an extension": b"3;a\rb\r\nabc\r\n0\r\n\r\n",
@@ -239,8 +245,16 @@ BAD_CHUNKS = {
     "a folded trailer": b"0\r\na: b\r\n c\r\n\r\n",
     "a trailer without a colon": b"0\r\nabc\r\n\r\n",
 }
+LARGE_FRAMING = {
+    "a long extension": b"3;" + b"a" * 9_000 + b"\r\nabc\r\n0\r\n\r\n",
+    "many extensions": b"1;abcdefghijklmnopqrstuvwxyz\r\na\r\n" * 400 + b"0\r\n\r\n",
+    "a long trailer": b"0\r\na: " + b"b" * 9_000 + b"\r\n\r\n",
+    "many trailers": b"0\r\n" + b"a: bcdefghijklmnopqrstuvwxyz\r\n" * 400 + b"\r\n",
+}
+"""Larger than the bound on headers, which is 8,192 bytes where these are sent."""
 REFUSED = [
-    *[Case(name, (head,), (400,), CLOSES) for name, head in BAD_HEADS.items()],
+    *[Case(name, (post(CHUNKED, body=body),), (431,), CLOSES) for name, body in LARGE_FRAMING.items()],
+    *[Case(name, (head,), (505 if name in OTHER_VERSIONS else 400,), CLOSES) for name, head in BAD_HEADS.items()],
     *[Case(f"length {value!r}", (post(b"content-length: " + value, body=b"abc"),), (400,), CLOSES)
       for value in BAD_LENGTHS],
     *[Case(f"coding {value!r}", (post(b"transfer-encoding: " + value, body=chunked(GOOD)),), (400,), CLOSES)

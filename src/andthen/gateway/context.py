@@ -21,13 +21,14 @@ from andthen.contract.errors import (
     AndthenError,
     InvalidApiKey,
     MethodNotAllowed,
+    PayloadTooLarge,
     RateLimited,
     UnsupportedMediaType,
 )
 from andthen.contract.response import error_body
 from andthen.gateway.backend import Deployment
 from andthen.gateway.execution import Execution
-from andthen.http.request import ClientGone, too_large
+from andthen.http.request import ClientGone
 from andthen.telemetry.notes import Note
 
 if TYPE_CHECKING:
@@ -184,14 +185,17 @@ class RequestContext(Execution):
             PayloadTooLarge, UnsupportedMediaType, RequestTimeout, ClientGone
         """
         bound = min(self.services.settings.body_bytes, most or self.services.settings.body_bytes)
+        too_large = _too_large(bound, is_setting=bound == self.services.settings.body_bytes)
         if self.http.length > bound:
-            raise too_large(bound)
+            raise too_large
         self._check_type()
-        if self.http.body_complete:
+        if self.http.body_complete and self.http.length >= 0:
             return await self.http.body(bound)
         began_s = time.monotonic()
         try:
             return await self.http.body(bound)
+        except PayloadTooLarge:  # in chunks, so that its length was not known before
+            raise too_large from None
         finally:
             self.client_s += time.monotonic() - began_s
 
@@ -259,6 +263,11 @@ class RequestContext(Execution):
         coding = self.header(b"content-encoding")
         if coding is not None and coding.lower() != b"identity":
             raise UnsupportedMediaType("The body has a content-encoding: send it without.")
+
+
+def _too_large(bound: int, *, is_setting: bool) -> PayloadTooLarge:
+    remedy = "send less, or raise `server.body_bytes`" if is_setting else "this route takes no larger one, so send less"
+    return PayloadTooLarge(f"The body is larger than {bound} bytes: {remedy}.")
 
 
 Handler = Callable[["RequestContext"], Awaitable[None]]

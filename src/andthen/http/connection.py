@@ -25,10 +25,12 @@ _UNWANTED_BYTES = 64 * 2**10
 _LINGER_S = 2.0
 """After the last reply, what the client still sends is read and dropped for this long: to close a socket with unread
 bytes resets the connection, and the client could lose the reply (RFC 9112, section 9.6)."""
-_PROBE_S = 0.05
+_PROBE_S = 0.02
 _PROBE_GROWTH = 4
 """How long after the end of what the client sends it is probed first, and how much longer each next wait is. Some
 clients bound the number of interim responses, so they must stay few."""
+_SILENT_S = 1.0
+"""A connection that is to be refused may send nothing for so long."""
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 
 _LOG = structlog.get_logger("andthen.http")
@@ -101,14 +103,18 @@ class _Phase(enum.IntEnum):
 
 
 class Connection(asyncio.Protocol):
-    """Made for each accepted socket."""
+    """Made for each accepted socket.
+
+    Args:
+        refused: what is answered to whatever is asked, where the server can take no more connections.
+    """
 
     __slots__ = (
         "_address", "_deadline", "_deaf", "_ended", "_eof", "_parser", "_paused", "_phase", "_probe_s", "_refusal",
-        "_requests", "_server", "_transport", "_write_deadline", "loop", "write_paused",
+        "_refused", "_requests", "_server", "_transport", "_write_deadline", "loop", "write_paused",
     )  # fmt: skip
 
-    def __init__(self, server: Serving) -> None:
+    def __init__(self, server: Serving, refused: AndthenError | None = None) -> None:
         self._server = server
         self.loop = server.loop
         self._parser = RequestParser(server.settings.header_bytes)
@@ -117,6 +123,7 @@ class Connection(asyncio.Protocol):
         self._deadline = server.deadlines.deadline(self._reached)
         self._phase = _Phase.NONE
         self._write_deadline: Deadline | None = None
+        self._refused = refused
         self._refusal: AndthenError | None = None
         """To be sent once the requests before it are answered."""
         self._deaf = False
@@ -139,6 +146,8 @@ class Connection(asyncio.Protocol):
         self._server.connections.add(self)
         if self._server.draining:
             self._transport.close()
+        elif self._refused is not None:
+            self._wait(_Phase.HEAD, _SILENT_S)
         else:
             self._wait(_Phase.HEAD, self._server.settings.header_timeout_s)
 
@@ -153,7 +162,11 @@ class Connection(asyncio.Protocol):
         self._server.forget(self)
 
     def data_received(self, data: bytes) -> None:
-        if not self._deaf:
+        if self._deaf:
+            return
+        if self._refused is not None:
+            self._write_refusal(self._refused)
+        else:
             self._parser.receive(data)
             self._read()
 
@@ -245,6 +258,10 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
     # What the server calls:
+
+    def renew(self) -> None:
+        """The server's settings are others."""
+        self._parser.header_bytes = self._server.settings.header_bytes
 
     def drain(self) -> None:
         """Closes the connection, or has it closed after the requests that have arrived."""
@@ -362,18 +379,18 @@ class Connection(asyncio.Protocol):
 
     def _write_refusal(self, error: AndthenError) -> None:
         body = error_body(error)
-        self._transport.write(
-            STATUS_LINES[error.status] + date_line() + b"content-type: application/json\r\ncache-control: no-store\r\n"
-            b"content-length: %d\r\nx-should-retry: %s\r\nconnection: close\r\n\r\n"
-            % (len(body), b"true" if error.should_retry else b"false")
-            + body
-        )
+        lines = [STATUS_LINES[error.status], date_line(), b"content-type: application/json\r\n"]
+        lines.append(b"cache-control: no-store\r\ncontent-length: %d\r\n" % len(body))
+        lines.append(b"x-should-retry: true\r\n" if error.should_retry else b"x-should-retry: false\r\n")
+        if error.retry_after_s is not None:
+            lines.append(b"retry-after: %d\r\n" % error.retry_after_s)
+        self._transport.write(b"".join([*lines, b"connection: close\r\n\r\n", body]))
         self._end()
 
     def _end(self) -> None:
         """Ends the connection behind what was written. The client may still be sending what nobody reads."""
         self._deaf = self._ended = True
-        if self._eof or self._server.draining or self._transport.is_closing():
+        if self._eof or self._refused or self._server.draining or self._transport.is_closing():
             self._wait(_Phase.LINGER, self._server.settings.write_stall_s)
             self._transport.close()
         else:

@@ -119,13 +119,13 @@ class ServerRequest:
             ClientGone
         """
         if self.length > limit:
-            raise too_large(limit)
+            raise _too_large(limit)
         if self._expects_continue and not self.started:
             self._connection.send(CONTINUE)
         if not self.body_complete:
             await self._rest(limit)
         if self._size > limit:
-            raise too_large(limit)
+            raise _too_large(limit)
         chunks, self._chunks = self._chunks, []
         return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
@@ -311,5 +311,5 @@ class _DateLine:
 date_line = _DateLine()
 
 
-def too_large(limit: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"The body is larger than {limit} bytes: send less, or raise `server.body_bytes`.")
+def _too_large(limit: int) -> PayloadTooLarge:
+    return PayloadTooLarge(f"The body is larger than {limit} bytes: send less.")

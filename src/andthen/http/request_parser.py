@@ -24,13 +24,10 @@ Headers = list[tuple[bytes, bytes]]
 CHUNKED = -1
 """The length of a body whose length is not known before its end."""
 
-_FRAMING_BYTES = 16 * 2**10
-"""The most that the extensions of a body's chunks, or its trailers, may take. Nothing is done with either."""
-
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 # RFC 9112, section 3: exactly one space between the parts, and no fragment in the target.
 _REQUEST_LINE = re.compile(rb'([A-Z-]+) ([!"$-~]+) HTTP/1\.([01])\r\n')
-_OTHER_VERSION = re.compile(rb"[^\s]+ [^\s]+ HTTP/(?:[02-9]|1\.[2-9])")
+_OTHER_VERSION = re.compile(rb"[^\s]+ [^\s]+ HTTP/(?:[02-9]\.|1\.[2-9])")
 _ABSOLUTE = re.compile(rb"https?://([^/?@]+)((?:[/?].*)?)", re.IGNORECASE)
 # RFC 9110, section 7.2: a name, an IPv4 address or a bracketed IPv6 address, and a port. It may be empty.
 _HOST = re.compile(rb"(?:[\w.~!$&'()*+,;=%-]*|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?", re.ASCII)
@@ -95,15 +92,16 @@ class RequestParser:
     """
 
     __slots__ = (
-        "_at", "_data", "_fed", "_framing_bytes", "_head_bytes", "_head_parser", "_headers", "_left", "_state",
+        "_at", "_data", "_fed", "_framing_bytes", "_head_parser", "_headers", "_left", "_state", "header_bytes",
         "is_complete",
     )  # fmt: skip
 
     def __init__(self, header_bytes: int) -> None:
         """Args:
-        header_bytes: the most that a request's line and headers may take.
+        header_bytes: the most that a request's line and headers may take, and the extensions of the chunks of its
+            body, and its trailers.
         """
-        self._head_bytes = header_bytes
+        self.header_bytes = header_bytes
         self._data = b""
         self._at = 0
         """How much of `_data` is read."""
@@ -161,10 +159,8 @@ class RequestParser:
             self._at = at = at + 2
         end = data.find(b"\r\n\r\n", at)
         size = (end + 4 if end >= 0 else len(data)) - at
-        if size > self._head_bytes:
-            raise HeadersTooLarge(
-                f"The request's line and headers are larger than {self._head_bytes} bytes: send fewer."
-            )
+        if size > self.header_bytes:
+            raise self._too_large()
         if not size or (size == 1 and data.startswith(b"\r", at)):
             return None
         self._feed(data, at, at + size)
@@ -172,7 +168,7 @@ class RequestParser:
             return None
         line = _REQUEST_LINE.match(data, at)
         if line is None:
-            raise _bad_head(data, at, "its first line is not `METHOD TARGET HTTP/1.1`")
+            raise _bad_head(data, at, "Invalid request line")
         self._at = at + size
         headers, self._headers = self._headers, []
         self._head_parser = None
@@ -283,11 +279,14 @@ class RequestParser:
         return True
 
     def _check_framing_bytes(self, more: int) -> None:
-        if self._framing_bytes + more > _FRAMING_BYTES:
-            raise BadRequest(
-                f"The extensions of the body's chunks, or its trailers, are larger than {_FRAMING_BYTES} bytes: "
-                "send none."
-            )
+        """Extensions of chunks, and trailers, are bounded as headers are. Nothing is done with either."""
+        if self._framing_bytes + more > self.header_bytes:
+            raise self._too_large()
+
+    def _too_large(self) -> HeadersTooLarge:
+        return HeadersTooLarge(
+            f"The request's headers or trailers are larger than {self.header_bytes} bytes: send fewer."
+        )
 
 
 def _head(line: re.Match[bytes], headers: Headers) -> RequestHead:
@@ -341,7 +340,7 @@ def _target(target: bytes, headers: Headers) -> tuple[str, bytes]:
 def _bad_head(data: bytes, at: int, reason: str) -> CallerError:
     if _OTHER_VERSION.match(data, at):
         return HttpVersionNotSupported("This server speaks HTTP/1.1: send a request in that version.")
-    return BadRequest(f"This is no valid HTTP/1.1 ({reason}): send a well-formed request.")
+    return BadRequest(f"The request is malformed ({reason}): send well-formed HTTP/1.1.")
 
 
 def _bad_chunk() -> BadRequest:

@@ -5,23 +5,16 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
-import resource
 import socket
 
-import structlog
-
+from andthen.descriptors import log_none_left, refusal, spare_for_clients, spare_for_upstream
 from andthen.http.connection import Application, Connection, HttpSettings, Serving
 from andthen.http.deadlines import Deadlines
 
 _ACCEPTED_AT_ONCE = 32
 """Connections taken in one turn of the event loop; the next turn goes on."""
-_SPARE_FILES = 32
-"""Files that connections leave for the process's own use: its databases, its log, its upstream connections."""
-_OUT_OF_FILES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
-_ACCEPT_AGAIN_S = 0.5
-_COMPLAIN_AGAIN_S = 60.0
-
-_LOG = structlog.get_logger("andthen.http")
+_ACCEPT_AGAIN_S = 0.2
+_NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class HttpServer(Serving):
@@ -29,7 +22,7 @@ class HttpServer(Serving):
 
     Args:
         application: answers each request.
-        settings: may be replaced at any time; what waits already goes on under the old ones.
+        settings: until others are given to `renew`.
         deadlines: this event loop's.
     """
 
@@ -37,8 +30,6 @@ class HttpServer(Serving):
         super().__init__(application, settings, deadlines)
         self._listening: socket.socket | None = None
         self._accept_later: asyncio.TimerHandle | None = None
-        self._last_file = 0
-        self._complained_s = -_COMPLAIN_AGAIN_S
 
     def listen(self, listening: socket.socket) -> None:
         """Accepts connections from now on.
@@ -49,6 +40,12 @@ class HttpServer(Serving):
         listening.setblocking(False)
         self._listening = listening
         self.loop.add_reader(listening, self._accept, listening)
+
+    def renew(self, settings: HttpSettings) -> None:
+        """Other settings for all connections; whatever waits already waits for as long as it was to."""
+        self.settings = settings
+        for connection in self.connections:
+            connection.renew()
 
     async def drain(self) -> None:
         """Accepts nothing more, closes idle connections, and returns once all requests are answered."""
@@ -73,63 +70,48 @@ class HttpServer(Serving):
             self._listening = None
 
     def _accept(self, listening: socket.socket) -> None:
-        highest = _highest_file()
         for _ in range(_ACCEPTED_AT_ONCE):
-            if self._last_file >= highest:
-                self._pause_accepting(listening)
-                return
             try:
                 accepted, _ = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
             except OSError as error:
-                if error.errno not in _OUT_OF_FILES:
+                if error.errno not in _NO_RESOURCES:
                     raise
                 self._pause_accepting(listening)
                 return
-            self._last_file = accepted.fileno()  # the system gives the lowest number that is free
             accepted.setblocking(False)
             task = self.loop.create_task(self._connect(accepted))
             self.tasks.add(task)
             task.add_done_callback(self.tasks.discard)
+            if not spare_for_upstream(accepted.fileno()):
+                self._pause_accepting(listening)
+                return
 
     async def _connect(self, accepted: socket.socket) -> None:
+        refused = None if spare_for_clients(accepted.fileno()) else refusal()
         try:
-            await self.loop.connect_accepted_socket(lambda: Connection(self), accepted)
+            await self.loop.connect_accepted_socket(lambda: Connection(self, refused), accepted)
         except OSError:  # the client is gone already
             accepted.close()
 
     def _pause_accepting(self, listening: socket.socket) -> None:
-        """Leaves who connects in the socket's queue until files are free again."""
+        """Leaves who connects in the socket's queue while there is no descriptor, which is looked at again and
+        again."""
+        log_none_left()
         self.loop.remove_reader(listening)
         self._accept_later = self.loop.call_later(_ACCEPT_AGAIN_S, self._accept_again, listening)
-        now_s = self.loop.time()
-        if now_s - self._complained_s >= _COMPLAIN_AGAIN_S:
-            self._complained_s = now_s
-            _LOG.error(
-                "out_of_files",
-                limit=resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-                connections=len(self.connections),
-                remedy="new connections wait until others end: raise the limit of open files (`ulimit -n`)",
-            )
 
     def _accept_again(self, listening: socket.socket) -> None:
         try:
-            self._last_file = os.dup(listening.fileno())
+            descriptor = os.dup(listening.fileno())  # the lowest that is free
         except OSError:
-            self._last_file = _highest_file()
+            spare = False
         else:
-            os.close(self._last_file)
-        if self._last_file >= _highest_file():
-            self._accept_later = self.loop.call_later(_ACCEPT_AGAIN_S, self._accept_again, listening)
-        else:
+            spare = spare_for_upstream(descriptor)
+            os.close(descriptor)
+        if spare:
             self._accept_later = None
             self.loop.add_reader(listening, self._accept, listening)
-
-
-def _highest_file() -> int:
-    """The number from which on files are not for connections."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return 2**31
-    return soft - min(_SPARE_FILES, soft // 4)
+        else:
+            self._accept_later = self.loop.call_later(_ACCEPT_AGAIN_S, self._accept_again, listening)

@@ -273,7 +273,7 @@ class _Front:
         def take() -> None:
             services.catalog.take_breakers(self._services.catalog)
             self._services = services
-            self.http.settings = live.server
+            self.http.renew(live.server)
             self.app.replace(services, routes)
             logs.configure(live.logs)
 
