@@ -165,6 +165,12 @@ class Protocol(HttpToolsProtocol):
             if self._unwanted_bytes > self.settings.body_bytes:
                 self._close()
 
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        # A large body paused the reading, and while that is paused a client that goes away is not noticed.
+        if len(self.pipeline) <= _MAX_PIPELINED:
+            self.flow.resume_reading()
+
     def on_response_complete(self) -> None:
         self._links.popleft()
         super().on_response_complete()
