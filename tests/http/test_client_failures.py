@@ -63,13 +63,13 @@ async def test_what_is_not_http_is_garbled(client: HttpClient, said: bytes) -> N
 
 
 @pytest.mark.parametrize(("interim", "accepted"), [(2, True), (8, True), (9, False), (1000, False)])
-async def test_few_interim_replies_are_passed_over(transport: Transport, interim: int, accepted: bool) -> None:
+async def test_few_interim_replies_are_passed_over(client: HttpClient, interim: int, accepted: bool) -> None:
     async with serving(saying(b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" * interim + HELLO)) as upstream:
         if accepted:
-            async with transport.perform(call(upstream), access(), "Peer") as reply:
+            async with client.perform(call(upstream), access(), "Peer") as reply:
                 assert await reply.body(99) == b"hello"
         else:
-            _, error = await failing(transport, call(upstream), access())
+            _, error = await failing(client, call(upstream), access())
             assert type(error) is UpstreamGarbled
 
 
