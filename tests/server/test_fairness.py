@@ -35,5 +35,3 @@ def test_another_key_is_answered(server: Server, other_key: str, kind: Greedy) -
             await waits(server, other_key, COUNT, WITHIN_S)
 
     uvloop.run(run())
-
-

@@ -1,4 +1,4 @@
-"""Which sequences give up their places when a group does not fit beside them.
+"""Which sequences give up their places when a group does not fit beside them, and how a step is divided.
 
 Pure. An owner's share is the largest part that it holds of anything the pool has: places to run in, sequence ids,
 cells (dominant resource fairness: Ghodsi et al. 2011). In this order, and only as far as it helps the group to fit:
@@ -48,6 +48,16 @@ class Amount(NamedTuple):
     @property
     def positive(self) -> bool:
         return self.slots > 0 or self.ids > 0 or self.cells > 0
+
+
+def divide(whole: int, wanted: Mapping[str, int]) -> dict[str, int]:
+    """Equal parts of `whole`, where nobody gets more than it wants and what one leaves goes to the others."""
+    parts: dict[str, int] = {}
+    left = whole
+    for place, owner in enumerate(sorted(wanted, key=wanted.__getitem__)):
+        parts[owner] = min(wanted[owner], -(-left // (len(wanted) - place)))
+        left -= parts[owner]
+    return parts
 
 
 class Claim(Struct, frozen=True):

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from andthen.engine.preemption import Amount, Claim, Victim
+from andthen.engine.preemption import Amount, Claim, Victim, divide
 from andthen.engine.prefixes import Prefix, PrefixCache
 from andthen.engine.sequence import Group, Sequence, State
 
@@ -289,7 +289,7 @@ class Scheduler:
         return self._shares.get(owner, Amount()).share(self._whole), self._served[owner]
 
     def _make_way(self, group: Group, now_s: float) -> bool:
-        """Preempts others so that the group's next candidate fits; False, with nothing changed, where it has to wait."""
+        """Preempts others so that the group's next candidate fits; False, with nothing changed, if it has to wait."""
         need = self._need(group)
         cached_ids = 0 if self.bounds.cache_ids else self.prefixes.size
         free = Amount(
@@ -357,9 +357,7 @@ class Scheduler:
     def _goes_on(sequence: Sequence) -> bool:
         """Its next token can be computed."""
         group = sequence.group
-        return (
-            group.paused_at_s is None and group.state is State.OPEN and len(sequence.chosen) - sequence.decoded == 1
-        )
+        return group.paused_at_s is None and group.state is State.OPEN and len(sequence.chosen) - sequence.decoded == 1
 
     def _read(self, budget: int) -> list[Read]:
         """What of the prompts, and of what preempted sequences had chosen, is computed with so many tokens."""
@@ -430,9 +428,7 @@ class Scheduler:
             return False
         if self.bounds.cache_ids:
             return len(self._free_ids) >= need.ids
-        while (
-            self._held + self.prefixes.cells + need.cells > self.bounds.cells or len(self._free_ids) < need.ids
-        ):
+        while self._held + self.prefixes.cells + need.cells > self.bounds.cells or len(self._free_ids) < need.ids:
             if not self.prefixes.size:
                 return False
             self._evict()
@@ -492,16 +488,6 @@ class Scheduler:
         self._memory.append(Fork(entry.id, target, len(entry.tokens)))
         self._free(entry.id)
         entry.id = target
-
-
-def divide(whole: int, wanted: Mapping[str, int]) -> dict[str, int]:
-    """Equal parts of `whole`, where nobody gets more than it wants and what one leaves goes to the others."""
-    parts: dict[str, int] = {}
-    left = whole
-    for place, owner in enumerate(sorted(wanted, key=wanted.__getitem__)):
-        parts[owner] = min(wanted[owner], -(-left // (len(wanted) - place)))
-        left -= parts[owner]
-    return parts
 
 
 def _size(reads: list[Read], scored: bool) -> int:
