@@ -243,6 +243,12 @@ class Protocol(HttpToolsProtocol):
         if not self.parser.should_keep_alive():
             self.cycle.keep_alive = False  # also for a trailer `connection: close`: the parser reads nothing after it
 
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        # A large body paused the reading, and while that is paused a client that goes away is not noticed.
+        if len(self.pipeline) <= _MAX_PIPELINED:
+            self.flow.resume_reading()
+
     def on_response_complete(self) -> None:
         self._links.popleft()
         if self._ending():
