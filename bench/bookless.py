@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Generator
 
-from andthen.books.ledger import Bounded, Intent, Settlement
 from andthen.books.writer import LedgerWriter
+
 from andthen.cli import main
+from andthen.ledger.records import Bounded, Intent, Settlement
 
 
 class _Written:

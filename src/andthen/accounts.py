@@ -1,12 +1,13 @@
 """What a request may cost and what it did cost: one hold before its attempts, one settlement after. Knows no HTTP.
 
-The hold reserves the worst that the request can come to in every budget of its key, and writes the intent down in the
-same transaction. The settlement puts what it did cost in the reservation's place, whatever ended the request.
+The hold reserves the most that the request can come to in every budget of its key, and appends its intent to the
+journal. The settlement puts what it did cost in the reservation's place, whatever ended the request.
 """
 
 from __future__ import annotations
 
-import functools
+import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -14,15 +15,26 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from andthen.books.keys import Key
-from andthen.books.ledger import Bounded, Call, EndedBy, Intent, Origin, Settlement, Tokens, worst_prompt_tokens
-from andthen.books.policy import Budget
 from andthen.books.prices import PriceBook
-from andthen.books.store import BooksError
-from andthen.books.writer import LedgerWriter, Writing
 from andthen.complete import Work
-from andthen.contract.errors import BudgetExceeded, LedgerUnavailable, ModelNotAllowed
+from andthen.contract.errors import AndthenError, BudgetExceeded, LedgerUnavailable, ModelNotAllowed
 from andthen.contract.events import Exchange, Usage, total
 from andthen.contract.request import CompletionRequest, Prompt
+from andthen.ledger.budgets import Budgets, Hold
+from andthen.ledger.journal import JournalUnavailable, PendingWrite
+from andthen.ledger.records import (
+    Budget,
+    Call,
+    EndedBy,
+    Intent,
+    Origin,
+    Settlement,
+    Shortfall,
+    Tokens,
+    worst_prompt_tokens,
+)
+from andthen.ledger.storage import StorageError
+from andthen.ledger.worker_ledger import WorkerLedger
 from andthen.plan.plan import Plan
 from andthen.plan.spread import Part, parts
 from andthen.sources import Deployment, Placed
@@ -31,6 +43,8 @@ Exchanged = tuple[str, Exchange]
 """The whole name of a deployment, and an exchange with it."""
 CountTokens = Callable[[str, str, bool], Awaitable[int]]
 """(whole name of a local model, text, whether special tokens are read in it) → tokens, a document's start included."""
+_RESERVE_WAIT_S = 2.0
+"""A request whose cost can't be reserved within this is refused."""
 _MARKERS = 8
 """More than any model's marks of a gap to fill."""
 _NAME_MAX = 256
@@ -62,20 +76,23 @@ class Accounts:
         count_tokens: the embedded engine's tokenizer.
     """
 
-    def __init__(self, pen: LedgerWriter, prices: PriceBook, count_tokens: CountTokens) -> None:
-        self._pen = pen
+    def __init__(
+        self, ledger: WorkerLedger, budgets: Budgets, prices: PriceBook, count_tokens: CountTokens
+    ) -> None:  # fmt: skip
+        self.ledger = ledger
+        self.budgets = budgets
         self._prices = prices
         self._count_tokens = count_tokens
 
     @property
     def ledger_healthy(self) -> bool:
-        """Whether the database took what was written last."""
-        return self._pen.healthy
+        """Whether the database takes what is written, and soon."""
+        return self.ledger.healthy
 
     def open(self, key: Key, request_id: str, account: str) -> Account:
         """A request that passed the key."""
         return Account(self, Intent(
-            id=request_id, key_id=key.id, holder=self._pen.holder, model="", started_at_ms=_now_ms(),
+            id=request_id, key_id=key.id, lease_owner=self.ledger.lease_owner, model="", started_at_ms=_now_ms(),
             account=account, budgets=key.policy.budgets,
         ))  # fmt: skip
 
@@ -132,24 +149,21 @@ class Accounts:
             more = worst_prompt_tokens(suffix, own) + _MARKERS
         return worst_prompt_tokens(prompt, counted) + more
 
-    def begin_intent(self, intent: Intent) -> Writing:
-        """Awaits nothing: see `written`."""
-        return self._pen.intend(intent)
-
-    async def written(self, writing: Writing) -> None:
-        """Raises: BudgetExceeded, LedgerUnavailable."""
+    async def reserve(self, hold: Hold) -> None:
+        """Reserves what a request may cost, where that takes others. Raises: BudgetExceeded, LedgerUnavailable"""
         try:
-            bounded = await writing
-        except BooksError as error:
-            raise LedgerUnavailable("The ledger can't be written at the moment: send the request again.") from error
-        if bounded is not None:
-            raise BudgetExceeded(_bounded_message(bounded), for_good=bounded.for_good)
+            async with asyncio.timeout(_RESERVE_WAIT_S):
+                shortfall = await self.budgets.reserve(hold)
+        except (StorageError, TimeoutError) as error:
+            raise _unavailable() from error
+        if shortfall is not None:
+            raise _exceeded(shortfall)
 
-    async def write_settlement(self, settlement: Settlement) -> None:
-        if settlement.code == LedgerUnavailable.code:  # nothing was spent, and the refusal is to be told soon
-            self._pen.hand_in(settlement)
-        else:
-            await self._pen.settle(settlement)
+    async def write_settlement(self, settlement: Settlement, *, opened: bool) -> None:
+        pending = self.ledger.append_settlement(settlement, opened=opened)
+        if settlement.code != LedgerUnavailable.code:  # nothing was spent, and the refusal is to be sent soon
+            with contextlib.suppress(JournalUnavailable):  # it is kept in memory, and written later
+                await pending
 
     def costed(self, exchange: Exchanged, at_ms: int) -> tuple[Call, str]:
         """An exchange as the ledger has it, and the price that was used."""
@@ -178,7 +192,10 @@ class Account:
     def __init__(self, accounts: Accounts, intent: Intent) -> None:
         self._accounts = accounts
         self._intent = intent
-        self._writing: Writing | None = None
+        self._pending: PendingWrite | None = None
+        """Of the intent, once it was appended."""
+        self._reserving: asyncio.Task[None] | None = None
+        self._refusal: AndthenError | None = None
         self._settled = False
 
     def note(self, request: CompletionRequest) -> None:
@@ -190,31 +207,69 @@ class Account:
         self._intent = replace(self._intent, model=_name(model))
 
     async def hold(self, request: CompletionRequest, work: Work) -> Placed:
-        """Begins to reserve the worst that the work can come to and to write the intent down; what it returns tells
-        when that is done. Where the key has a budget, only those may answer whose price is known.
+        """Reserves the most that the work can come to and appends the intent to the journal, as far as nothing has to
+        be waited for; what it returns waits for the rest. Where the key has a budget, only those may answer whose price
+        is known.
 
         Raises:
             ModelNotAllowed
         """
+        intent = self._intent
+        if not intent.budgets:
+            self._append()
+            return self._placed
+        affordable = self._accounts.affordable(work.candidates, intent.budgets, intent.started_at_ms)
+        work.bound(affordable)
+        micros, tokens = await self._accounts.worst(request, affordable, intent.started_at_ms)
+        self._intent = intent = replace(intent, reserved_micros=micros, reserved_tokens=tokens)
+        hold = Hold(
+            intent.id, intent.lease_owner, intent.key_id, intent.budgets, intent.started_at_ms, micros, tokens
+        )  # fmt: skip
+        outcome = self._accounts.budgets.try_reserve(hold)
+        if outcome is True:
+            self._append()
+        elif outcome is False:
+            self._reserving = asyncio.create_task(self._reserve(hold))
+            self._reserving.add_done_callback(_look_at)
+        else:
+            self._refusal = _exceeded(outcome)
+        return self._placed
+
+    async def _reserve(self, hold: Hold) -> None:
+        await self._accounts.reserve(hold)
+        self._append()
+
+    def _append(self) -> None:
         if self._intent.budgets:
-            at_ms = self._intent.started_at_ms
-            affordable = self._accounts.affordable(work.candidates, self._intent.budgets, at_ms)
-            work.bound(affordable)
-            micros, tokens = await self._accounts.worst(request, affordable, at_ms)
-            self._intent = replace(self._intent, reserved_micros=micros, reserved_tokens=tokens)
-        self._writing = self._accounts.begin_intent(self._intent)
-        return functools.partial(self._accounts.written, self._writing)
+            self._intent = replace(self._intent, budget_owner=self._accounts.budgets.owner)
+        try:
+            self._pending = self._accounts.ledger.append_intent(self._intent)
+        except JournalUnavailable:
+            self._refusal = _unavailable()
+
+    async def _placed(self) -> None:
+        """Returns once the cost is reserved and the intent written. Raises: BudgetExceeded, LedgerUnavailable"""
+        if self._reserving is not None:
+            await asyncio.wait((self._reserving,))  # one that stops waiting must not end it for the others
+            self._reserving.result()
+        if self._refusal is not None:
+            raise self._refusal
+        if self._pending is not None and not self._pending.written:
+            try:
+                await self._pending
+            except JournalUnavailable as error:
+                raise _unavailable() from error
 
     async def settle(self, outcome: Outcome) -> None:
         """Writes down how it ended; only the first counts. A cancellation of who waits here loses nothing."""
         if self._settled:
             return
         self._settled = True
-        if self._writing is not None:
-            self._writing.leave()
+        if self._reserving is not None:
+            self._reserving.cancel()
         costed = [self._accounts.costed(exchange, self._intent.started_at_ms) for exchange in outcome.exchanges]
         calls = tuple(call for call, _ in costed)
-        await self._accounts.write_settlement(Settlement(
+        settlement = Settlement(
             intent=self._intent,
             status=outcome.status,
             ended_by=outcome.ended_by,
@@ -231,7 +286,10 @@ class Account:
             first_ms=outcome.first_ms,
             total_ms=outcome.total_ms,
             calls=calls,
-        ))  # fmt: skip
+        )
+        if self._intent.budgets:
+            self._accounts.budgets.settle(self._intent.id, settlement.cost_micros, settlement.tokens.total)
+        await self._accounts.write_settlement(settlement, opened=self._pending is not None)
 
 
 def _now_ms() -> int:
@@ -262,13 +320,24 @@ def _sum(tokens: Sequence[Tokens]) -> Tokens:
     )
 
 
-def _bounded_message(bounded: Bounded) -> str:
-    def told(amount: int) -> str:
-        return f"{amount / 1_000_000:.6f} USD" if bounded.kind == "money" else f"{amount} tokens"
+def _look_at(task: asyncio.Task[None]) -> None:
+    """Who waited for it may have left."""
+    if not task.cancelled():
+        task.exception()
 
-    remedy = "Ask for less, or wait for the next period." if bounded.for_good else "Send it again in a moment."
-    return (
-        f"The key's budget ({bounded.budget.window}, {bounded.kind}) has no room: {told(bounded.spent)} are spent, "
-        f"{told(bounded.reserved)} held by requests under way, and this one may come to {told(bounded.needed)}. "
-        f"{remedy}"
+
+def _unavailable() -> LedgerUnavailable:
+    return LedgerUnavailable("The ledger can't be written at the moment: send the request again.")
+
+
+def _exceeded(shortfall: Shortfall) -> BudgetExceeded:
+    def shown(amount: int) -> str:
+        return f"{amount / 1_000_000:.6f} USD" if shortfall.kind == "money" else f"{amount} tokens"
+
+    remedy = "Ask for less, or wait for the next period." if shortfall.for_good else "Send it again in a moment."
+    return BudgetExceeded(
+        f"The key's budget ({shortfall.budget.window}, {shortfall.kind}) has no room: {shown(shortfall.spent)} are "
+        f"spent, {shown(shortfall.reserved)} held by requests under way, and this one may come to "
+        f"{shown(shortfall.needed)}. {remedy}",
+        for_good=shortfall.for_good,
     )

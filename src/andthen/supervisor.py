@@ -30,9 +30,11 @@ from prometheus_client import CollectorRegistry
 
 from andthen import logs, metrics
 from andthen.books.hub import Hub
+from andthen.books.store import open_store
 from andthen.config import Config
 from andthen.engine import process as engine_process
 from andthen.engine.client import EngineClient
+from andthen.ledger.recovery import new_lease_owner
 from andthen.reload import Control, NotReloaded, check_live, live_settings
 from andthen.server import worker
 from andthen.server.renewal import offered
@@ -205,6 +207,7 @@ class _Supervisor:
         self._exit_code = EXIT_STOPPED
         self._engine_answered = False
         self._started_at = int(time.time())
+        self._group = new_lease_owner("server")
         self._on_terminal = os.isatty(_STDERR)
         self._reloading = asyncio.Lock()
         self._told_to_reload: asyncio.Task[object] | None = None
@@ -231,13 +234,24 @@ class _Supervisor:
                 if self._alone:
                     await worker.serve(self._boot("worker-0", self._listening.detach()), self._stop, serving)
                 else:
-                    async with Hub(str(self._run_dir / "hub")):
-                        await self._keep_workers(serving)
+                    await self._serve_with_workers(serving)
         finally:
             self._engine.tell_stop()
             await asyncio.to_thread(self._engine.wait_stopped, _ENGINE_STOP_S)
             self._engine_socket.close()
         return self._exit_code
+
+    async def _serve_with_workers(self, serving: Callable[[], None]) -> None:
+        config = self._config
+        store = await asyncio.to_thread(open_store, config.database, durability=config.books.durability)
+        try:
+            async with (
+                worker.own_budgets(store, config.home, self._group) as budgets,
+                Hub(str(self._run_dir / "hub"), budgets),
+            ):
+                await self._keep_workers(serving)
+        finally:
+            store.close()
 
     async def _keep_workers(self, serving: Callable[[], None]) -> None:
         for place in self._places():
@@ -306,7 +320,8 @@ class _Supervisor:
             listening_fd=listening_fd,
             engine_path=str(self._run_dir / "engine"),
             run_dir=str(self._run_dir),
-            hub_path="" if self._alone or self._config.books.redis else str(self._run_dir / "hub"),
+            hub_path="" if self._alone else str(self._run_dir / "hub"),
+            group=self._group,
             home=str(self._config.home),
             database=self._config.database,
             started_at=self._started_at,

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from andthen.books.policy import Budget
+from andthen.ledger.records import Budget
 from tests.server.test_ledger import key, rows
 from tests.serving import Server, serving
 

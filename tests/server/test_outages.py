@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from andthen.books.policy import Budget
+from andthen.ledger.records import Budget
 from tests.books.own_postgres import OwnPostgres, postgres_of_its_own
 from tests.books.sites import Books
 from tests.server.running import Answer, Running, running

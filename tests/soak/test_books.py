@@ -21,9 +21,9 @@ from typing import Any
 
 import pytest
 import uvloop
-
-from andthen.books.policy import Budget
 from andthen.books.writer import LEASE_S
+
+from andthen.ledger.records import Budget
 from tests.books.limiting import OwnRedis, redis_of_its_own
 from tests.books.own_postgres import OwnPostgres, postgres_of_its_own
 from tests.books.sites import Books, Replica, Site, one_machine, two_replicas

@@ -6,13 +6,13 @@ import asyncio
 import time
 
 from andthen.accounts import Account, Outcome
-from andthen.books.ledger import EndedBy, Origin, worst_prompt_tokens
 from andthen.books.limits import Bounds, Grant
 from andthen.books.texts import Draft
 from andthen.complete import Work
 from andthen.contract.errors import AndthenError, InternalError, ShuttingDown
 from andthen.contract.events import Event
 from andthen.contract.request import CompletionRequest
+from andthen.ledger.records import EndedBy, Origin, worst_prompt_tokens
 from andthen.server.http import ClientGone, Exchange
 from andthen.server.services import Services
 

@@ -10,7 +10,6 @@ import contextlib
 import gc
 import math
 import resource
-import secrets
 import signal
 import socket
 import subprocess
@@ -28,7 +27,7 @@ from prometheus_client import CollectorRegistry
 
 from andthen import child, logs, metrics
 from andthen.accounts import Accounts, CountTokens
-from andthen.books.hub import HubLimiter
+from andthen.books.hub import HubBudgets, HubLimiter
 from andthen.books.limits import Limiter
 from andthen.books.memory import MemoryLimiter
 from andthen.books.price_table import price_book
@@ -36,15 +35,19 @@ from andthen.books.prices import Prices
 from andthen.books.replies import KeptReplies
 from andthen.books.retention import Retention
 from andthen.books.settings import BooksSettings
-from andthen.books.store import open_store
+from andthen.books.spools import recover_spools
+from andthen.books.store import SqlStore, open_store
 from andthen.books.texts import Texts
 from andthen.books.watch import KeyWatch
-from andthen.books.writer import LedgerWriter
 from andthen.cache.memory import MemoryStore
 from andthen.cache.settings import CacheSettings
 from andthen.catalog import Catalog
 from andthen.contract.limits import Limits
 from andthen.engine.client import EngineClient
+from andthen.ledger.budgets import BudgetOwner, Budgets
+from andthen.ledger.machine import FOLDER, machine_ledger
+from andthen.ledger.recovery import new_lease_owner
+from andthen.ledger.worker_ledger import WorkerLedger
 from andthen.server.app import App
 from andthen.server.protocol import protocol_class
 from andthen.server.recall import Cache, Outcome
@@ -92,6 +95,8 @@ class WorkerBoot(Struct, frozen=True):
     run_dir: str
     hub_path: str
     """Where the supervisor counts for several workers; empty where this process counts for itself."""
+    group: str
+    """The name of this server among all that write into the database."""
     home: str
     """The folder of the state."""
     database: str
@@ -129,10 +134,11 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
             _cache(boot.cache, measured) as cache,
             EngineClient(boot.engine_path) as engine,
             Transport() as transport,
-            LedgerWriter(store, _holder(boot.place), Path(boot.home), measured.note_ledger) as pen,
+            _budgets(boot, store) as budgets,
+            _ledger(boot, store, measured) as ledger,
             Retention(store, boot.books),
             Texts(store, boot.books) as texts,
-            KeptReplies(store, pen.holder, boot.books) as replies,
+            KeptReplies(store, ledger.lease_owner, boot.books) as replies,
             _telemetry(boot) as telemetry,
         ):
             phase = Phase()
@@ -147,7 +153,7 @@ async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], 
                     engine=engine,
                     catalog=Catalog(Local(engine, live.limits).deployments, live.upstream, transport, live.limits),
                     prices=prices,
-                    accounts=Accounts(pen, prices, _counting(engine)),
+                    accounts=Accounts(ledger, budgets, prices, _counting(engine)),
                     limiter=limiter,
                     texts=texts,
                     cache=cache,
@@ -179,6 +185,30 @@ def _limiter(boot: WorkerBoot, measured: metrics.ServerMetrics) -> contextlib.Ab
     return HubLimiter(boot.hub_path) if boot.hub_path else contextlib.nullcontext(MemoryLimiter())
 
 
+def _budgets(boot: WorkerBoot, store: SqlStore) -> contextlib.AbstractAsyncContextManager[Budgets]:
+    """Who reserves what requests may cost: the supervisor for all workers, else this process."""
+    if boot.hub_path:
+        return HubBudgets(boot.hub_path)
+    return own_budgets(store, Path(boot.home), boot.group)
+
+
+def own_budgets(store: SqlStore, home: Path, group: str) -> contextlib.AbstractAsyncContextManager[BudgetOwner]:
+    """The machine's owner of budgets, in this process."""
+    return machine_ledger(store, home / FOLDER, group, lambda: recover_spools(store, home))
+
+
+def _ledger(boot: WorkerBoot, store: SqlStore, measured: metrics.ServerMetrics) -> WorkerLedger:
+    return WorkerLedger(
+        store,
+        Path(boot.home) / FOLDER,
+        new_lease_owner(boot.place),
+        boot.group,
+        limit_bytes=boot.books.journal_bytes,
+        power=boot.books.durability == "power",
+        on_change=measured.note_ledger,
+    )
+
+
 @contextlib.asynccontextmanager
 async def _cache(settings: CacheSettings, measured: metrics.ServerMetrics) -> AsyncIterator[Cache | None]:
     """Where replies are kept, if they are."""
@@ -205,11 +235,6 @@ def _telemetry(boot: WorkerBoot) -> contextlib.AbstractAsyncContextManager[Telem
     from andthen.telemetry.otel import Telemetry  # its packages are an extra
 
     return Telemetry(boot.telemetry, boot.place)
-
-
-def _holder(place: str) -> str:
-    """This process's name among all that write into the ledger, on this machine and others."""
-    return f"{socket.gethostname()[:32]}-{place}-{secrets.token_hex(6)}"
 
 
 def _counting(engine: EngineClient) -> CountTokens:

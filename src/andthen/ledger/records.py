@@ -1,18 +1,23 @@
-"""What is written down of a request: an intent before its first upstream byte, a settlement after its last. Pure.
+"""What the ledger records of a request: an intent before its first upstream byte, a settlement after its last. Pure.
 
-A request has one row, and one row for each exchange with a vendor. What it may cost at worst is reserved with its
-intent, and what it did cost takes the reservation's place with its settlement. Money is in whole millionths of a US
-dollar.
+A request has one row, and one row for each call to a vendor. The most that it may cost is reserved with its intent; its
+settlement puts what it did cost in place of that. Money is in whole millionths of a US dollar.
+
+`Intent` and `Settlement` are also what a journal holds, as MessagePack arrays: a journal outlives an upgrade, so new
+fields go to the end and have a default.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal, NamedTuple
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
-from andthen.books.policy import Budget
 from andthen.contract.events import Counted
+
+Window = Literal["day", "month", "total"]
+"""A calendar day or month, UTC, or all time."""
+WINDOWS: tuple[Window, ...] = ("day", "month", "total")
 
 EndedBy = Literal["reply", "error", "caller", "lost"]
 """The reply was complete; an error ended it; the caller went away; the process died, and the lease ran out."""
@@ -22,8 +27,32 @@ Origin = Literal["model", "cache", "replay"]
 """The reply was made for this request; it is one that the cache had; it is one that was kept under the request's
 Idempotency-Key."""
 
+Count = Annotated[int, Meta(ge=0, le=2**62)]
 
-class Tokens(Struct, frozen=True, kw_only=True):
+
+class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What may be spent in a window; the smaller of two bounds that are both set decides."""
+
+    window: Window
+    micros: Count | None = None
+    """Millionths of a US dollar."""
+    tokens: Count | None = None
+    """Prompt and completion tokens together."""
+
+
+class Spent(NamedTuple):
+    """Of one key in one period: millionths of a dollar, and tokens."""
+
+    micros: int = 0
+    reserved_micros: int = 0
+    tokens: int = 0
+    reserved_tokens: int = 0
+
+    def plus(self, other: Spent) -> Spent:
+        return Spent(*(one + more for one, more in zip(self, other, strict=True)))
+
+
+class Tokens(Struct, frozen=True, kw_only=True, array_like=True):
     """What was processed."""
 
     prompt: int = 0
@@ -39,8 +68,8 @@ class Tokens(Struct, frozen=True, kw_only=True):
         return self.prompt + self.completion
 
 
-class Call(Struct, frozen=True, kw_only=True):
-    """One exchange with a vendor, or one attempt of the embedded engine."""
+class Call(Struct, frozen=True, kw_only=True, array_like=True):
+    """One call to a vendor, or one attempt of the embedded engine."""
 
     model: str
     """The whole name of the deployment."""
@@ -51,15 +80,15 @@ class Call(Struct, frozen=True, kw_only=True):
     took_ms: int = 0
 
 
-class Intent(Struct, frozen=True, kw_only=True):
+class Intent(Struct, frozen=True, kw_only=True, array_like=True, tag=1):
     """A request is about to begin."""
 
     id: str
     key_id: str
-    holder: str
+    lease_owner: str
     """The process that answers it: its lease tells whether it lives."""
     model: str
-    """As it was asked."""
+    """As the request named it."""
     started_at_ms: int
     """Milliseconds since 1970, UTC."""
     stream: bool = False
@@ -67,17 +96,19 @@ class Intent(Struct, frozen=True, kw_only=True):
     user: str = ""
     reserved_micros: int = 0
     reserved_tokens: int = 0
-    """What it may cost at worst."""
+    """The most that it may cost."""
     budgets: tuple[Budget, ...] = ()
     """The key's."""
+    budget_owner: str = ""
+    """Who reserved it out of its allotments; empty where nothing was reserved."""
 
 
-class Settlement(Struct, frozen=True, kw_only=True):
-    """A request has ended."""
+class Settlement(Struct, frozen=True, kw_only=True, array_like=True, tag=2):
+    """A request has ended. It has the whole intent, so it can be posted without one."""
 
     intent: Intent
     status: int
-    """HTTP's, as told or as it would have been; 499 where the caller went away."""
+    """HTTP's, as sent or as it would have been; 499 where the caller went away."""
     ended_by: EndedBy
     settled_at_ms: int
     code: str = ""
@@ -96,20 +127,29 @@ class Settlement(Struct, frozen=True, kw_only=True):
     total_ms: int = 0
     calls: tuple[Call, ...] = ()
 
+    @property
+    def is_free(self) -> bool:
+        """The request cost nothing."""
+        return not (self.cost_micros or self.tokens.total)
 
-class Bounded(Struct, frozen=True):
-    """An intent that a budget has no room for."""
+
+Record = Intent | Settlement
+
+
+class Shortfall(Struct, frozen=True):
+    """A budget without room for a request."""
 
     budget: Budget
     kind: Literal["money", "tokens"]
     spent: int
     """In millionths of a dollar, or tokens, like `reserved`."""
     reserved: int
+    """For requests under way, and allotted to other machines."""
     needed: int
 
     @property
     def for_good(self) -> bool:
-        """Whether there would be no room even if all that is reserved were given back."""
+        """There would be no room even if all that is reserved were given back."""
         bound = self.budget.micros if self.kind == "money" else self.budget.tokens
         return bound is not None and self.spent + self.needed > bound
 
