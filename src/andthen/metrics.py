@@ -101,6 +101,13 @@ _LEDGER_HEALTHY = Row(
     "1 while the ledger's database takes what every worker writes, else 0.",
     over_processes="livemin",
 )
+_UNRECORDED = Row(
+    "andthen_unrecorded_requests_total",
+    "counter",
+    "Requests that were refused and cost nothing while the ledger's database took nothing, and have no row there; code "
+    "is the error's, or `caller` where the caller went away.",
+    ("code",),
+)
 _WORKERS = Row("andthen_workers", "gauge", "Processes that serve HTTP.")
 _UNCOUNTED = Row(
     "andthen_uncounted_requests_total",
@@ -146,6 +153,7 @@ ROWS = (
     _OVERHEAD_SECONDS,
     _TOKENS,
     _LEDGER_HEALTHY,
+    _UNRECORDED,
     _WORKERS,
     _UNCOUNTED,
     _CACHE_REQUESTS,
@@ -211,6 +219,7 @@ class ServerMetrics:
         _gauge(_WORKERS, registry).set(1)
         self._ledger_healthy = _gauge(_LEDGER_HEALTHY, registry)
         self.note_ledger(True)
+        self._unrecorded = _counter(_UNRECORDED, registry)
         self._tokens = _counter(_TOKENS, registry)
         self._by_model = [
             _histogram(row, registry)
@@ -233,6 +242,10 @@ class ServerMetrics:
     def note_ledger(self, healthy: bool) -> None:
         """Whether the ledger's database took what was written last."""
         self._ledger_healthy.set(healthy)
+
+    def count_unrecorded(self, code: str) -> None:
+        """A request that has no row in the ledger, and why it was refused."""
+        self._unrecorded.labels(code).inc()
 
 
 class ModelMetrics(NamedTuple):

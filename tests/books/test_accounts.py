@@ -12,6 +12,7 @@ from andthen.books.prices import Prices
 from andthen.books.store import SqlStore
 from andthen.contract.events import Exchange, Usage
 from andthen.contract.request import CompletionRequest
+from andthen.ledger.journal import Journal
 from andthen.ledger.machine import machine_ledger
 from andthen.ledger.worker_ledger import WorkerLedger
 
@@ -29,7 +30,7 @@ async def test_what_callers_and_vendors_make_up_fits_into_any_database(any_store
     exchange = Exchange(200, Usage(2**70, 2**70, cached_tokens=-(2**70)), 0.1)
     async with (
         machine_ledger(any_store, tmp_path, "server") as budgets,
-        WorkerLedger(any_store, tmp_path, "here", "server", limit_bytes=2**20) as ledger,
+        WorkerLedger(any_store, Journal(tmp_path, "here", "server", limit_bytes=2**20)) as ledger,
     ):
         account = Accounts(ledger, budgets, price_book(Prices()), no_count).open(KEY, "cmpl-1", "")
         account.note(request)

@@ -117,8 +117,16 @@ def test_it_connects_while_the_database_is_slow_and_sends_nothing(server: Server
     assert (row["status"], row["prompt_tokens"], row["completion_tokens"]) == (200, 2, 1)
 
 
-def test_what_cannot_be_written_down_is_refused_soon_and_never_sent(server: Server, upstream: Upstream) -> None:
-    asked = key(server, "unwritten")
+def test_a_request_without_a_budget_waits_for_no_database(server: Server, upstream: Upstream) -> None:
+    asked = key(server, "free")
+    with held(server):
+        assert asked.complete(model="team/text", prompt="Hello", max_tokens=4)["choices"][0]["text"] == " there"
+    (row,) = rows(server, "free")
+    assert (row["status"], row["completion_tokens"]) == (200, 1)
+
+
+def test_what_cannot_be_reserved_is_refused_soon_and_never_sent(server: Server, upstream: Upstream) -> None:
+    asked = key(server, "unwritten", budgets=(Budget(window="total", tokens=1000),))
     began_s = time.monotonic()
     with held(server):
         assert refused(asked, max_tokens=4) == 503

@@ -194,18 +194,19 @@ class Journal:
     Args:
         folder: is made where it doesn't exist; nobody else may read it.
         lease_owner: this process's name among all that write into the database.
-        budget_owner: who reserves what its requests may cost.
+        group: the name of the server that it belongs to.
         limit_bytes: with so many bytes that are not posted yet, no intent is taken.
         power: records must survive a power cut.
-        on_written: called in the event loop after each write.
-        on_failed: called with the reason when the disk takes nothing.
+
+    In the event loop `on_written` is called after each write, `on_failed` with the reason when the disk takes nothing,
+    and `on_dropped` with a settlement that is not kept.
     """
 
     def __init__(
         self,
         folder: Path,
         lease_owner: str,
-        budget_owner: str,
+        group: str,
         *,
         limit_bytes: int,
         power: bool = False,
@@ -221,11 +222,11 @@ class Journal:
         """What the disk did not take, by the request's id. Changed in the event loop only."""
         self.on_written: Callable[[], None] = lambda: None
         self.on_failed: Callable[[str], None] = lambda _reason: None
-        self._budget_owner = budget_owner
+        self.on_dropped: Callable[[Settlement], None] = lambda _settlement: None
+        self._group = group
         self._limit_bytes = limit_bytes
         self._segment_bytes = segment_bytes
         self._written_bytes = 0
-        self._dropped = 0
         self._broken = False
         """The segment ends with what could not be taken back; the next write begins another."""
         self._intents: list[bytes] = []
@@ -238,7 +239,7 @@ class Journal:
 
     def __enter__(self) -> Journal:
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._lock = hold_lock(lock_path(self.folder, self.lease_owner), self._budget_owner)
+        self._lock = hold_lock(lock_path(self.folder, self.lease_owner), self._group)
         self._file = self._open(self.end.segment)
         self._loop = asyncio.get_running_loop()
         return self
@@ -279,7 +280,7 @@ class Journal:
             opened: its intent was appended. Of requests that were refused and cost nothing, only so many are kept.
         """
         if not opened and settlement.is_free and self.unposted_bytes > self._limit_bytes * 9 // 8:
-            self._drop()
+            self.on_dropped(settlement)
             return _WRITTEN
         self._settlements[settlement.intent.id] = frame(settlement), settlement
         pending = self._pending_settlements
@@ -326,11 +327,6 @@ class Journal:
         if not self._scheduled:
             self._scheduled = True
             self._loop.call_soon(self.flush)
-
-    def _drop(self) -> None:
-        self._dropped += 1
-        if self._dropped & (self._dropped - 1) == 0:  # the first, the second, the fourth…: not a line for each
-            _LOG.error("ledger_entries_dropped", requests=self._dropped)
 
     def _write(self, data: bytes) -> None:
         """All or nothing. Raises OSError."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Self
 
@@ -27,44 +27,46 @@ commit."""
 _RETRY_S = 0.25
 _SLOW_S = 2.0
 """A database that takes longer is as good as gone to who waits for it."""
+_UNRECORDED_EVERY_S = 60.0
 _STOP_WAIT_S = 10.0
 _START_WAIT_S = 2.0
 _LOG = structlog.get_logger("andthen.ledger")
 
 
 class WorkerLedger:
-    """`async with WorkerLedger(storage, folder, lease_owner, budget_owner, …) as ledger:`; leaving posts what is still
-    to be posted, and leaves the rest to whoever recovers the journal.
+    """`async with WorkerLedger(storage, journal) as ledger:`; leaving posts what is still to be posted, and leaves the
+    rest to whoever recovers the journal.
 
     Args:
-        lease_owner: this process's name among all that write into the database.
-        budget_owner: who reserves what requests may cost.
+        journal: which it enters and leaves.
         on_change: called when `healthy` has changed, in some thread.
+        on_unrecorded: called with the error's code of each request that was refused, cost nothing and gets no row, or
+            with `caller` where the caller went away.
     """
 
     def __init__(
         self,
         storage: JournalStorage,
-        folder: Path,
-        lease_owner: str,
-        budget_owner: str,
+        journal: Journal,
         *,
-        limit_bytes: int,
-        power: bool = False,
         on_change: Callable[[bool], None] = lambda _healthy: None,
+        on_unrecorded: Callable[[str], None] = lambda _code: None,
     ) -> None:
-        self.lease_owner = lease_owner
-        self.journal = Journal(folder, lease_owner, budget_owner, limit_bytes=limit_bytes, power=power)
+        self.lease_owner = journal.lease_owner
+        self.journal = journal
         self._storage = storage
         self._on_change = on_change
+        self._on_unrecorded = on_unrecorded
+        self._unrecorded: Counter[str] = Counter()
+        """Since the log's last line about them."""
+        self._unrecorded_s = -_UNRECORDED_EVERY_S
         self._posting = JournalPosting(
-            storage, folder, lease_owner, lambda: self.journal.end, self._set_posted
+            storage, journal.folder, journal.lease_owner, lambda: journal.end, self._set_posted
         )  # fmt: skip
-        self._woken = threading.Event()
         self._stopping = False
+        self._woken = threading.Event()
         self._leased = threading.Event()
         self._healthy = True
-        self._reason = ""
         self._owed = 0
         """Settlements that had been posted when the database went."""
         self._journal_failed = False
@@ -83,6 +85,7 @@ class WorkerLedger:
         self.journal.__enter__()
         self.journal.on_written = self._written
         self.journal.on_failed = self._failed
+        self.journal.on_dropped = self._dropped
         self._loop = asyncio.get_running_loop()
         self._thread.start()
         # Others take a process without a lease for dead.
@@ -127,6 +130,19 @@ class WorkerLedger:
         self._journal_failed = True
         self._note(False, reason)
         self._woken.set()
+
+    def _dropped(self, settlement: Settlement) -> None:
+        code = settlement.code or settlement.ended_by
+        self._on_unrecorded(code)
+        self._unrecorded[code] += 1
+        if time.monotonic() - self._unrecorded_s >= _UNRECORDED_EVERY_S:
+            self._log_unrecorded()
+
+    def _log_unrecorded(self) -> None:
+        if self._unrecorded:
+            self._unrecorded_s = time.monotonic()
+            unrecorded, self._unrecorded = self._unrecorded, Counter()
+            _LOG.warning("ledger_unrecorded", requests=dict(unrecorded))
 
     def _run(self) -> None:
         while True:
@@ -188,6 +204,7 @@ class WorkerLedger:
         if not self._healthy and not self._journal_failed and self.journal.has_room:
             if caught_up := self._posting.settlements - self._owed:
                 _LOG.info("ledger_caught_up", settlements=caught_up)
+            self._loop.call_soon_threadsafe(self._log_unrecorded)
             self._note(True)
         return True
 

@@ -45,6 +45,7 @@ from andthen.catalog import Catalog
 from andthen.contract.limits import Limits
 from andthen.engine.client import EngineClient
 from andthen.ledger.budgets import BudgetOwner, Budgets
+from andthen.ledger.journal import Journal
 from andthen.ledger.machine import FOLDER, machine_ledger
 from andthen.ledger.recovery import new_lease_owner
 from andthen.ledger.worker_ledger import WorkerLedger
@@ -198,14 +199,18 @@ def own_budgets(store: SqlStore, home: Path, group: str) -> contextlib.AbstractA
 
 
 def _ledger(boot: WorkerBoot, store: SqlStore, measured: metrics.ServerMetrics) -> WorkerLedger:
-    return WorkerLedger(
-        store,
+    journal = Journal(
         Path(boot.home) / FOLDER,
         new_lease_owner(boot.place),
         boot.group,
         limit_bytes=boot.books.journal_bytes,
         power=boot.books.durability == "power",
+    )
+    return WorkerLedger(
+        store,
+        journal,
         on_change=measured.note_ledger,
+        on_unrecorded=measured.count_unrecorded,
     )
 
 
