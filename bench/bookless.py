@@ -1,37 +1,27 @@
 """`andthen` with a ledger that writes nothing, to be measured beside: `python -m bench.bookless serve …`.
 
-No setting turns the ledger off, so its pen is taken away here.
+No setting turns the ledger off, so its journal is taken away here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
-from andthen.books.ledger import Bounded, Intent, Settlement
-from andthen.books.writer import LedgerWriter
 from andthen.cli import main
+from andthen.ledger.journal import PendingWrite
+from andthen.ledger.records import Intent, Settlement
+from andthen.ledger.worker_ledger import WorkerLedger
+
+_WRITTEN = PendingWrite(done=True)
 
 
-class _Written:
-    """As `andthen.books.writer.Writing`, and over at once."""
-
-    def __await__(self) -> Generator[None, None, Bounded | None]:
-        return None
-        yield
-
-    def leave(self) -> None:
-        pass
+def _append_intent(self: WorkerLedger, intent: Intent) -> PendingWrite:
+    return _WRITTEN
 
 
-def _intend(self: LedgerWriter, intent: Intent) -> _Written:
-    return _Written()
-
-
-async def _settle(self: LedgerWriter, settlement: Settlement, writing: object = None) -> None:
-    return None
+def _append_settlement(self: WorkerLedger, settlement: Settlement, *, opened: bool) -> PendingWrite:
+    return _WRITTEN
 
 
 if __name__ == "__main__":
-    LedgerWriter.intend = _intend  # type: ignore[assignment, method-assign]
-    LedgerWriter.settle = _settle  # type: ignore[method-assign]
+    WorkerLedger.append_intent = _append_intent  # type: ignore[method-assign]
+    WorkerLedger.append_settlement = _append_settlement  # type: ignore[method-assign]
     main()

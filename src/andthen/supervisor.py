@@ -27,11 +27,13 @@ import structlog
 import uvloop
 
 from andthen.books.hub import Hub
+from andthen.books.store import open_store
 from andthen.config import Config
 from andthen.descriptors import log_none_left, means_none_left
 from andthen.engine import process as engine_process
 from andthen.engine.client import EngineClient
 from andthen.engine.pulse import Pulse, Watch
+from andthen.ledger.recovery import new_lease_owner
 from andthen.observability import logs, metrics
 from andthen.reload import Control, NotReloaded, check_live, live_settings
 from andthen.run_dir import run_dir
@@ -204,6 +206,7 @@ class _Supervisor:
         self._exit_code = EXIT_STOPPED
         self._engine_answered = False
         self._started_at = int(time.time())
+        self._group = new_lease_owner("server")
         self._on_terminal = os.isatty(_STDERR)
         self._reloading = asyncio.Lock()
         self._told_to_reload: asyncio.Task[object] | None = None
@@ -236,8 +239,7 @@ class _Supervisor:
                         self._boot("worker-0", self._listening.detach()), self._stop, self._metric_store, serving
                     )
                 else:
-                    async with Hub(str(self._run_dir / "hub")):
-                        await self._keep_workers(serving)
+                    await self._serve_with_workers(serving)
         finally:
             self._watch.stop()
             self._engine.tell_stop()
@@ -245,6 +247,18 @@ class _Supervisor:
             self._engine_socket.close()
             self._pulse.close()
         return self._exit_code
+
+    async def _serve_with_workers(self, serving: Callable[[], None]) -> None:
+        config = self._config
+        store = await asyncio.to_thread(open_store, config.database, durability=config.books.durability)
+        try:
+            async with (
+                worker.own_budgets(store, config.home, self._group) as budgets,
+                Hub(str(self._run_dir / "hub"), budgets),
+            ):
+                await self._keep_workers(serving)
+        finally:
+            store.close()
 
     async def _keep_workers(self, serving: Callable[[], None]) -> None:
         for place in self._places():
@@ -317,7 +331,8 @@ class _Supervisor:
             listening_fd=listening_fd,
             engine_path=str(self._run_dir / "engine"),
             run_dir=str(self._run_dir),
-            hub_path="" if self._alone or self._config.books.redis else str(self._run_dir / "hub"),
+            hub_path="" if self._alone else str(self._run_dir / "hub"),
+            group=self._group,
             home=str(self._config.home),
             database=self._config.database,
             started_at=self._started_at,

@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from andthen.accounts import Accounts, Outcome
 from andthen.books.keys import Key
 from andthen.books.price_table import price_book
 from andthen.books.prices import Prices
 from andthen.books.store import SqlStore
-from andthen.books.writer import LedgerWriter
 from andthen.contract.events import Exchange, Usage
 from andthen.contract.request import CompletionRequest
+from andthen.gateway.billing import Accounts, Outcome
+from andthen.ledger.journal import Journal
+from andthen.ledger.machine import machine_ledger
+from andthen.ledger.worker_ledger import WorkerLedger
 
 KEY = Key(id="key_a", name="a", created_at_ms=0)
 NO_WORK: Any = None
@@ -26,8 +28,11 @@ async def no_count(_owner: str, _model: str, _text: str, _parse_special: bool) -
 async def test_what_callers_and_vendors_make_up_fits_into_any_database(any_store: SqlStore, tmp_path: Path) -> None:
     request = CompletionRequest(model="openai/x\0" + "y" * 300, prompts=("",), user="\0me")
     exchange = Exchange(200, Usage(2**70, 2**70, cached_tokens=-(2**70)), 0.1)
-    async with LedgerWriter(any_store, "here", tmp_path) as pen:
-        account = Accounts(pen, price_book(Prices()), no_count).open(KEY, "cmpl-1", "")
+    async with (
+        machine_ledger(any_store, tmp_path, "server") as budgets,
+        WorkerLedger(any_store, Journal(tmp_path, "here", "server", limit_bytes=2**20)) as ledger,
+    ):
+        account = Accounts(ledger, budgets, price_book(Prices()), no_count).open(KEY, "cmpl-1", "")
         account.describe(request.model, request)
         await account.reserve(NO_WORK)
         await account.settle(

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from andthen.books.ledger import Call
 from andthen.books.store import SqlStore, export
 from andthen.books.store.export import columns
 from andthen.books.store.schema import CALLS, REQUESTS
-from tests.books.test_ledger import NOON_MS, intent, settled
+from andthen.ledger.records import Call
 from tests.books.test_usage import fill
+from tests.ledger.making import NOON_MS, intent, post, settled
 
 
 @pytest.fixture
@@ -19,8 +19,8 @@ def store(any_store: SqlStore) -> SqlStore:
 
 def test_every_column_is_there_with_moments_and_money_that_all_can_read(store: SqlStore) -> None:
     one = intent("ü", stream=True, user="=1+1", started_at_ms=NOON_MS + 50)
-    store.record([one])
-    store.record([settled(one, cost_micros=1_234_567, queue_ms=3)])
+    post(store, [one])
+    post(store, [settled(one, cost_micros=1_234_567, queue_ms=3)])
     (row,) = store.export("requests")
     assert list(row) == columns("requests")
     assert len(row) == len(REQUESTS.columns)
@@ -32,7 +32,7 @@ def test_every_column_is_there_with_moments_and_money_that_all_can_read(store: S
 
 
 def test_a_request_under_way_has_no_end(store: SqlStore) -> None:
-    store.record([intent(1)])
+    post(store, [intent(1)])
     assert [row["settled_at"] for row in store.export("requests")] == [None]
 
 
@@ -40,7 +40,7 @@ def test_calls_are_told_with_their_request(store: SqlStore) -> None:
     for number in (2, 1):
         one = intent(number, started_at_ms=NOON_MS - number)
         calls = tuple(Call(model=f"openai/{turn}", status=200, cost_micros=turn) for turn in range(2))
-        store.record([settled(one, calls=calls)])
+        post(store, [settled(one, calls=calls)])
     found = list(store.export("calls"))
     assert list(found[0]) == columns("calls")
     assert len(found[0]) == len(CALLS.columns)
@@ -65,7 +65,7 @@ def test_pages_leave_no_row_out_and_tell_none_twice(
     """Rows that began in the same millisecond too."""
     monkeypatch.setattr(export, "_PAGE_REQUESTS", page_requests)
     began = [intent(number, started_at_ms=NOON_MS + number // 4) for number in range(10)]
-    store.record([settled(one, calls=settled(one).calls * 2) for one in reversed(began)])
+    post(store, [settled(one, calls=settled(one).calls * 2) for one in reversed(began)])
     assert [row["id"] for row in store.export("requests")] == [one.id for one in began]
     calls = [(row["request_id"], row["number"]) for row in store.export("calls")]
     assert calls == [(one.id, number) for one in began for number in range(2)]
@@ -73,7 +73,7 @@ def test_pages_leave_no_row_out_and_tell_none_twice(
 
 def test_who_reads_slowly_holds_no_writer_up(store: SqlStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export, "_PAGE_REQUESTS", 1)
-    store.record([settled(intent(number)) for number in range(3)])
+    post(store, [settled(intent(number)) for number in range(3)])
     reading = store.export("requests")
     next(reading)
     assert store.remove_old("requests", NOON_MS + 1, most=2) == 2

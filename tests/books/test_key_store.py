@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 from andthen.books.keys import Key
-from andthen.books.policy import BadPolicy, Budget, Policy
+from andthen.books.policy import BadPolicy, Policy
 from andthen.books.store import (
     IssuedKey,
     KeyChange,
@@ -22,6 +22,7 @@ from andthen.books.store import (
     open_store,
 )
 from andthen.books.store.database import now_ms
+from andthen.ledger.records import Budget
 
 BOUNDED = Policy(
     owner="Ada",

@@ -1,25 +1,22 @@
-"""The ledger in a database: budgets under a race, settlements once, what the dead left behind."""
+"""The ledger in a database: requests settled once, what the dead left behind, and what a period has cost."""
 
 from __future__ import annotations
 
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
 import pytest
-from msgspec.structs import replace
 
-from andthen.books.ledger import Bounded, Call, Intent, Settlement, Tokens
-from andthen.books.policy import Budget
 from andthen.books.store import BadEntry, SqlStore, ledger, open_store
-from andthen.books.store.spending import Spent, period_start_ms
 from andthen.contract.request import worst_prompt_tokens
+from andthen.ledger.periods import period_start_ms
+from andthen.ledger.records import Budget, Spent
+from andthen.ledger.storage import Place, Want
+from tests.ledger.making import NOON_MS, intent, post, settled
 
 TOTAL = Budget(window="total", micros=1_000)
-NOON_MS = 1_800_014_400_000
-"""2027-01-15 12:00 UTC."""
 
 
 @pytest.fixture
@@ -27,73 +24,25 @@ def store(any_store: SqlStore) -> SqlStore:
     return any_store
 
 
-def intent(number: int | str, **fields: object) -> Intent:
-    first = Intent(
-        id=f"cmpl-{number}", key_id="key_a", holder="here", model="local/tale", started_at_ms=NOON_MS,
-        reserved_micros=100, reserved_tokens=50,
-    )  # fmt: skip
-    return replace(first, **fields)
-
-
-def settled(of: Intent, **fields: object) -> Settlement:
-    first = Settlement(
-        intent=of, status=200, ended_by="reply", settled_at_ms=NOON_MS + 5, cost_micros=30,
-        tokens=Tokens(prompt=10, completion=5),
-        calls=(Call(model="local/tale", status=200, tokens=Tokens(prompt=10, completion=5), cost_micros=30),),
-    )  # fmt: skip
-    return replace(first, **fields)
-
-
-def test_a_reservation_makes_room_again_for_what_it_did_not_cost(store: SqlStore) -> None:
+def test_a_settlement_takes_the_place_of_what_was_reserved(store: SqlStore) -> None:
     one = intent(1, budgets=(TOTAL,))
-    assert store.record([one]) == [None]
+    post(store, [one])
     assert store.spent("key_a", [TOTAL]) == [Spent(0, 100, 0, 50)]
-    store.record([settled(one)])
+    post(store, [settled(one)])
     assert store.spent("key_a", [TOTAL]) == [Spent(30, 0, 15, 0)]
-
-
-def test_what_does_not_fit_is_told_with_whether_waiting_helps(store: SqlStore) -> None:
-    small = Budget(window="day", micros=150)
-    one = intent(1, budgets=(small,))
-    (taken, refused) = store.record([one, intent(2, budgets=(small,))])
-    assert taken is None
-    assert refused == Bounded(small, "money", 0, 100, 100)
-    assert not refused.for_good
-    store.record([settled(one, cost_micros=60)])
-    (refused,) = store.record([intent(3, budgets=(small,))])
-    assert refused is not None
-    assert refused.for_good
-    assert store.record([intent(4, budgets=(small,), reserved_micros=90)]) == [None]
-
-
-def test_tokens_are_a_budget_of_their_own(store: SqlStore) -> None:
-    tokens = Budget(window="month", tokens=60)
-    (taken, refused) = store.record([intent(1, budgets=(tokens,)), intent(2, budgets=(tokens,))])
-    assert taken is None
-    assert refused is not None
-    assert refused.kind == "tokens"
-
-
-def test_an_intent_that_a_budget_refuses_leaves_no_trace_in_the_others(store: SqlStore) -> None:
-    wide, narrow = Budget(window="total", micros=10_000), Budget(window="day", micros=1)
-    assert store.record([intent(1, budgets=(wide, narrow))]) != [None]
-    assert store.spent("key_a", [wide, narrow]) == [Spent(), Spent()]
 
 
 def test_a_budget_set_later_knows_what_its_period_has_cost(store: SqlStore) -> None:
     one, open_one = intent(1), intent(2)
-    store.record([one, open_one, intent("old", started_at_ms=NOON_MS - 40 * 86_400_000)])
-    store.record([settled(one)])
-    late = intent(3, budgets=(Budget(window="month", micros=229),))
-    (refused,) = store.record([late])
-    assert refused == Bounded(late.budgets[0], "money", 30, 100, 100)
-
-
-def test_each_day_and_month_begins_anew(store: SqlStore) -> None:
-    day = Budget(window="day", micros=100)
-    assert store.record([intent(1, budgets=(day,))]) == [None]
-    assert store.record([intent(2, budgets=(day,))]) != [None]
-    assert store.record([intent(3, budgets=(day,), started_at_ms=NOON_MS + 43_200_000)]) == [None]
+    post(store, [one, open_one, settled(intent("old", started_at_ms=NOON_MS - 40 * 86_400_000))])
+    post(store, [settled(one)])
+    month = period_start_ms("month", NOON_MS)
+    store.begin_owner("owner", 60.0)
+    (drawn,) = store.draw("owner", [Want(Place("key_a", "month", month, "money"), 229, 0, 100, exact=True)])
+    assert (drawn.granted, drawn.spent) == (100, 30)
+    post(store, [settled(open_one)])
+    (drawn,) = store.draw("owner", [Want(Place("key_a", "month", month, "money"), 229, 100, 70, exact=True)])
+    assert (drawn.granted, drawn.spent) == (0, 60)
 
 
 @pytest.mark.parametrize(
@@ -105,20 +54,22 @@ def test_periods_are_calendar_days_and_months_of_utc(window: str, start_ms: int)
 
 def test_settling_twice_counts_once(store: SqlStore) -> None:
     one = intent(1, budgets=(TOTAL,))
-    store.record([one])
-    store.record([settled(one), settled(one, cost_micros=999)])
-    store.record([settled(one)])
+    post(store, [one])
+    post(store, [settled(one), settled(one, cost_micros=999)])
+    post(store, [settled(one)])
     assert store.spent("key_a", [TOTAL]) == [Spent(30, 0, 15, 0)]
 
 
 def test_a_settlement_whose_intent_the_database_does_not_know_is_kept(store: SqlStore) -> None:
     store.spent("key_a", [TOTAL])
-    store.record([settled(intent(1))])
+    post(store, [settled(intent(1))])
     assert store.spent("key_a", [TOTAL]) == [Spent(30, 0, 15, 0)]
 
 
 def test_what_a_dead_process_left_open_is_given_back_and_what_a_living_one_has_is_not(store: SqlStore) -> None:
-    store.record([intent(1, budgets=(TOTAL,), holder="dead"), intent(2, holder="alive"), intent(3, holder="alive")])
+    post(store, [
+        intent(1, budgets=(TOTAL,), lease_owner="dead"), intent(2, lease_owner="alive"), intent(3, lease_owner="alive")
+    ])  # fmt: skip
     store.renew("dead", 0.0)
     store.renew("alive", 60.0)
     time.sleep(0.01)
@@ -130,39 +81,18 @@ def test_what_a_dead_process_left_open_is_given_back_and_what_a_living_one_has_i
     assert store.spent("key_a", [TOTAL]) == [Spent(0, 200, 0, 100)]
 
 
+def test_who_is_known_to_be_dead_is_buried_whatever_its_lease_says(store: SqlStore) -> None:
+    post(store, [intent(1, lease_owner="dead"), intent(2, lease_owner="alive")])
+    for name in ("dead", "alive"):
+        store.renew(name, 60.0)
+    assert store.end_lease("dead") == 1
+    assert set(store.leases()) == {"alive"}
+
+
 def test_who_never_said_to_live_has_no_lease(store: SqlStore) -> None:
-    store.record([intent(1, holder="unheard")])
+    post(store, [intent(1, lease_owner="unheard")])
     assert store.leases() == {"unheard": 0}
     assert store.release_lost(["unheard"]) == 1
-
-
-def test_many_writers_never_pass_a_budget_and_leave_none_of_it_unused(place: str | Path) -> None:
-    budget = Budget(window="total", micros=100 * 30)
-    stores = [open_store(place) for _ in range(2)]
-    passed = threading.Event()
-
-    def spend(worker: int) -> int:
-        store, done = stores[worker % 2], 0
-        while True:
-            one = intent(f"{worker}-{done}-{time.monotonic_ns()}", budgets=(budget,))
-            (bounded,) = store.record([one])
-            (spent,) = store.spent("key_a", [budget])
-            if spent.micros + spent.reserved_micros > 3000:
-                passed.set()
-            if bounded is None:
-                store.record([settled(one)])
-                done += 1
-            elif bounded.for_good:
-                return done
-
-    with ThreadPoolExecutor(16) as pool:
-        done = sum(pool.map(spend, range(16)))
-    assert not passed.is_set()
-    # Each reserves 100 and costs 30: the last that fits begins at 2,900 or below.
-    assert done == 97
-    assert stores[0].spent("key_a", [budget]) == [Spent(97 * 30, 0, 97 * 15, 0)]
-    for store in stores:
-        store.close()
 
 
 def test_a_prompt_has_at_most_a_token_for_each_byte() -> None:
@@ -173,18 +103,18 @@ def test_a_prompt_has_at_most_a_token_for_each_byte() -> None:
 
 def test_what_was_given_up_for_lost_is_settled_after_all_when_its_process_comes_back(store: SqlStore) -> None:
     one = intent(1, budgets=(TOTAL,))
-    store.record([one])
+    post(store, [one])
     store.renew("here", -1)
     assert store.release_lost(["here"]) == 1
-    store.record([settled(one)])
-    store.record([settled(one)])
+    post(store, [settled(one)])
+    post(store, [settled(one)])
     assert store.spent("key_a", [TOTAL]) == [Spent(30, 0, 15, 0)]
     assert [(row.requests, row.failed, row.cost_micros) for row in store.usage(["key"])] == [(1, 0, 30)]
 
 
 def test_an_entry_that_no_database_can_hold_is_told_from_a_database_that_is_gone(store: SqlStore) -> None:
     with pytest.raises(BadEntry):
-        store.record([intent(1), settled(intent(2), total_ms=2**70)])
+        post(store, [intent(1), settled(intent(2), total_ms=2**70)])
     assert store.usage(["key"]) == []
 
 
@@ -201,8 +131,8 @@ def test_two_writers_take_a_keys_periods_in_any_order_and_never_wait_for_each_ot
                            started_at_ms=late if i % 2 else NOON_MS)
                     for i in range(4)
                 ]  # fmt: skip
-                store.record(own)
-                store.record([settled(one) for one in reversed(own)])
+                post(store, own)
+                post(store, [settled(one) for one in reversed(own)])
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(write, range(2)))
@@ -215,7 +145,7 @@ def test_a_lease_runs_by_the_databases_clock_where_several_machines_share_it(
     postgres: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with closing(open_store(postgres, migrate=True)) as store:
-        store.record([intent(1)])
+        post(store, [intent(1)])
         store.renew("here", 20.0)
         monkeypatch.setattr(ledger, "now_ms", lambda: NOON_MS * 2)
         assert store.release_lost(["here"]) == 0

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from andthen.books.policy import LIST_MAX, UNBOUNDED, BadPolicy, Budget, Policy, check_policy
+from andthen.books.policy import LIST_MAX, UNBOUNDED, BadPolicy, Policy, check_policy
+from andthen.ledger.records import Budget
 
 
 @pytest.mark.parametrize(

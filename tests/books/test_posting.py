@@ -9,13 +9,11 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from andthen.books.ledger import Intent, Settlement
-from andthen.books.policy import Budget
 from andthen.books.store import BadEntry, SqlStore, StoreUnavailable, open_sqlite, open_store
 from andthen.books.store.schema import SPENDING
-from andthen.books.store.spending import Spent
 from andthen.books.store.usage import UsageRow
-from tests.books.test_ledger import NOON_MS, intent, settled
+from andthen.ledger.records import Budget, Intent, Settlement
+from tests.ledger.making import NOON_MS, intent, post, settled
 
 BUDGETS = (Budget(window="day", micros=10**9), Budget(window="total", tokens=10**9))
 DAY_MS = 86_400_000
@@ -38,56 +36,53 @@ def story() -> Iterator[Sequence[Intent | Settlement]]:
     settlements = [settled(one, cost_micros=number) for number, one in enumerate(intents)]
     yield intents[:12]
     yield [*settlements[:8], *intents[12:16], settlements[3]]
-    yield [settlements[20], *intents[16:18], settlements[20], *settlements[8:10]]
+    yield [settlements[20], *intents[16:18], settlements[20], *settlements[8:10], intents[10], intents[8]]
 
 
 def test_a_batch_comes_to_what_its_entries_come_to_one_by_one(any_store: SqlStore, tmp_path: Path) -> None:
     with closing(open_sqlite(tmp_path / "one_by_one.db")) as other:
         for batch in story():
-            any_store.record(batch)
+            post(any_store, batch)
             for entry in batch:
-                other.record([entry])
+                post(other, [entry])
             assert standing(any_store) == standing(other)
 
 
-def test_a_settlement_makes_room_for_an_intent_that_comes_with_it(any_store: SqlStore) -> None:
-    budget = Budget(window="total", micros=100)
-    first, second = intent(1, budgets=(budget,)), intent(2, budgets=(budget,), reserved_micros=70)
-    assert any_store.record([first]) == [None]
-    assert any_store.record([second, settled(first, cost_micros=30)]) == [None, None]
-    assert any_store.spent("key_a", [budget]) == [Spent(30, 70, 15, 50)]
-
-
-def test_what_was_refused_with_others_is_told_in_its_place(any_store: SqlStore) -> None:
-    budget = Budget(window="total", micros=250)
-    told = any_store.record([settled(intent("x")), *(intent(n, budgets=(budget,)) for n in range(3)), intent("y")])
-    assert [one is not None for one in told] == [False, False, False, True, False]
+def test_to_post_records_again_changes_nothing(any_store: SqlStore) -> None:
+    batches = list(story())
+    for batch in batches:
+        post(any_store, batch)
+    before = standing(any_store)
+    for batch in (*batches, [record for one in batches for record in one]):
+        post(any_store, batch)
+        assert standing(any_store) == before
 
 
 def test_a_batch_that_could_not_be_written_leaves_nothing_and_is_in_nobodys_way(any_store: SqlStore) -> None:
-    any_store.record([intent(1, budgets=BUDGETS)])
+    post(any_store, [intent(1, budgets=BUDGETS)])
     before = standing(any_store)
-    for bad in (settled(intent(1), total_ms=2**70), intent(1), intent(2, reserved_tokens=2**70)):
+    for bad in (settled(intent(1), total_ms=2**70), intent(2, reserved_tokens=2**70)):
         with pytest.raises(BadEntry):
-            any_store.record([intent(3, budgets=BUDGETS), settled(intent(4)), bad])
+            post(any_store, [intent(3, budgets=BUDGETS), settled(intent(4)), bad])
         assert standing(any_store) == before
-    assert any_store.record([intent(3)]) == [None]
+    post(any_store, [intent(3)])
+    assert any_store.usage(["key"])[0].open == 2
 
 
 def test_a_database_file_that_is_gone_is_told_and_not_made_anew(tmp_path: Path) -> None:
     path = tmp_path / "books.db"
     with closing(open_sqlite(path)) as store:
-        store.record([intent(1)])
+        post(store, [intent(1)])
         for file in tmp_path.iterdir():
             file.unlink()
         with pytest.raises(StoreUnavailable, match="can't be used"):
-            store.record([intent(2)])
+            post(store, [intent(2)])
     assert not path.exists()
 
 
 def test_a_server_that_was_started_again_costs_a_connection_and_no_entry(postgres: str) -> None:
     with closing(open_store(postgres, migrate=True)) as store:
-        store.record([intent(1)])
+        post(store, [intent(1)])
         admin = sa.create_engine(sa.make_url(postgres).set(drivername="postgresql+psycopg"))
         with admin.connect() as connection:
             connection.execute(sa.text(
@@ -95,7 +90,7 @@ def test_a_server_that_was_started_again_costs_a_connection_and_no_entry(postgre
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
             ))  # fmt: skip
         admin.dispose()
-        assert store.record([settled(intent(1))]) == [None]
+        post(store, [settled(intent(1))])
         assert store.usage(["key"])[0].open == 0
 
 
@@ -104,4 +99,5 @@ def test_a_batch_whose_connection_breaks_is_told_as_a_database_that_is_gone(post
         kill = sa.text("SELECT pg_terminate_backend(pg_backend_pid())")
         with pytest.raises(StoreUnavailable, match="can't be used"), store.driving() as driver:
             driver.read(kill, [{}])
-        assert store.record([intent(1)]) == [None]
+        post(store, [intent(1)])
+        assert store.usage(["key"])[0].open == 1

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from sqlalchemy import event
 
-from andthen.books.ledger import Intent
 from andthen.books.replies import (
     Data,
     End,
@@ -31,6 +30,8 @@ from andthen.books.sealing import Seal, Unreadable
 from andthen.books.settings import BooksSettings
 from andthen.books.store import SqlStore, StoreUnavailable, open_store
 from andthen.books.store.replies import Claim, Claimed, ReplyPlace
+from andthen.ledger.records import Intent
+from tests.ledger.making import post
 
 KEY = "key-1"
 SECRET = "sk-andthen-secret"
@@ -328,7 +329,7 @@ def test_a_request_that_is_under_way_keeps_its_reply_though_its_lease_ran_out(an
     one, two = (ReplyPlace(KEY, b"n" * 32, f"cmpl-{n}") for n in (1, 2))
     any_store.renew("one", 60.0)
     any_store.claim_reply(Claim(place=one, body=b"", holder="one", keep_ms=60_000))
-    any_store.record([Intent(id="cmpl-1", key_id=KEY, holder="one", model="m", started_at_ms=1)])
+    post(any_store, [Intent(id="cmpl-1", key_id=KEY, lease_owner="one", model="m", started_at_ms=1)])
     any_store.renew("one", -1.0)
     claim = Claim(place=two, body=b"", holder="two", keep_ms=60_000)
     assert any_store.claim_reply(claim).request_id == "cmpl-1"

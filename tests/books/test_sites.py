@@ -10,7 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from andthen.books.policy import Budget
+from andthen.ledger.records import Budget
 from tests.books.limiting import redis_of_its_own
 from tests.books.own_postgres import postgres_of_its_own
 from tests.books.sites import Books, Site, Spending, one_machine, two_replicas

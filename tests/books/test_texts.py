@@ -24,7 +24,7 @@ from andthen.books.texts import Draft, Texts
 from andthen.contract.events import Finished, Text
 from andthen.contract.limits import Limits
 from andthen.contract.request import CompletionRequest, parse
-from tests.books.test_ledger import NOON_MS, intent, settled
+from tests.ledger.making import NOON_MS, intent, post, settled
 
 KEPT = BooksSettings(keep_text_days=7)
 
@@ -208,7 +208,7 @@ def text(number: int, **fields: object) -> KeptText:
 
 def test_whoever_reads_a_text_leaves_a_line_in_the_audit(any_store: SqlStore) -> None:
     key = any_store.create_key("ada").key
-    any_store.record([settled(intent(1, key_id=key.id))])
+    post(any_store, [settled(intent(1, key_id=key.id))])
     any_store.add_texts([text(1), text(2)])
     any_store.add_texts([text(1)])
     assert any_store.read_text("cmpl-1", actor="key_boss") == text(1)
@@ -221,7 +221,7 @@ def test_whoever_reads_a_text_leaves_a_line_in_the_audit(any_store: SqlStore) ->
 
 
 def test_texts_go_when_their_time_is_over_or_their_request_goes(any_store: SqlStore) -> None:
-    any_store.record([settled(intent(number, started_at_ms=NOON_MS + number)) for number in range(4)])
+    post(any_store, [settled(intent(number, started_at_ms=NOON_MS + number)) for number in range(4)])
     any_store.add_texts([text(number) for number in range(4)])
     assert any_store.count_old("texts", NOON_MS + 2) == 2
     assert any_store.remove_old("texts", NOON_MS + 2, most=1) == 1
@@ -236,7 +236,7 @@ def test_of_a_text_that_was_removed_nothing_is_left_in_the_file(tmp_path: Path) 
 
     path = tmp_path / "andthen.db"
     store = open_sqlite(path)
-    store.record([settled(intent(1))])
+    post(store, [settled(intent(1))])
     secret = "a very particular beginning " * 400
     store.add_texts([KeptText(request_id="cmpl-1", at_ms=1, prompts=[secret], completions=[])])
     store.remove_old("texts", 2, most=1)

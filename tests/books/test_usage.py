@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from andthen.books.ledger import Tokens
 from andthen.books.store import SqlStore
-from tests.books.test_ledger import NOON_MS, intent, settled
+from andthen.ledger.records import Tokens
+from tests.ledger.making import NOON_MS, intent, post, settled
 
 DAY_MS = 86_400_000
 
@@ -24,8 +24,8 @@ def fill(store: SqlStore) -> None:
         intent(4, model="openai/gpt-4o"),
         intent(5, started_at_ms=NOON_MS + DAY_MS),
     ]
-    store.record(requests)
-    store.record([
+    post(store, requests)
+    post(store, [
         settled(requests[0]),
         settled(requests[1], ended_by="caller", status=499, cost_micros=7),
         settled(requests[2], tokens=Tokens(prompt=100, cached=90, completion=1, reasoning=1)),

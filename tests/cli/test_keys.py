@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from andthen.books.ledger import Intent, Settlement, Tokens
 from andthen.books.store import HEAD, open_sqlite
+from andthen.ledger.records import Intent, Settlement, Tokens
 from tests.cli.running import run
+from tests.ledger.making import post
 
 
 def test_create_prints_only_the_key_and_it_is_in_force(tmp_path: Path) -> None:
@@ -114,14 +115,15 @@ def test_a_key_tells_what_of_its_budgets_is_used_and_what_is_held(tmp_path: Path
         key = store.find_key("ci")
         held = [
             Intent(
-                id=f"cmpl-{number}", key_id=key.id, holder="h", model="m", started_at_ms=1, budgets=key.policy.budgets,
+                id=f"cmpl-{number}", key_id=key.id, lease_owner="h", model="m", started_at_ms=1,
+                budgets=key.policy.budgets,
                 reserved_micros=250_000, reserved_tokens=100,
             )
             for number in range(2)
         ]  # fmt: skip
-        store.record(held)
+        post(store, held)
         tokens = Tokens(prompt=10, completion=20)
-        store.record([
+        post(store, [
             Settlement(
                 intent=held[0], status=200, ended_by="reply", settled_at_ms=2, cost_micros=123_456, tokens=tokens
             )

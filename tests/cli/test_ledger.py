@@ -12,8 +12,8 @@ import pytest
 
 from andthen.books.store import open_sqlite
 from andthen.books.store.texts import KeptText
-from tests.books.test_ledger import intent, settled
 from tests.cli.running import run
+from tests.ledger.making import intent, post, settled
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def home(tmp_path: Path) -> Path:
     with closing(open_sqlite(tmp_path / "andthen.db")) as store:
         key = store.create_key("ci").key
         texts = ['=HYPERLINK("http://evil.example")', 'a,b\n"c"', "-1", "\tx", "ü"]
-        store.record([
+        post(store, [
             settled(intent(number, key_id=key.id if number else "key_b", user=text))
             for number, text in enumerate(texts)
         ])  # fmt: skip

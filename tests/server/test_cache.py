@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import pytest
 import redis
 
-from andthen.books.policy import Budget, Policy
+from andthen.books.policy import Policy
 from andthen.books.store import open_sqlite
+from andthen.ledger.records import Budget
 from tests.books.limiting import OwnRedis, redis_of_its_own
 from tests.server.running import running
 from tests.serving import Server, andthen, serving

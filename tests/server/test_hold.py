@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from andthen.books.policy import Budget
+from andthen.ledger.records import Budget
 from tests.server.test_ledger import key, rows
 from tests.serving import Server, serving
 
@@ -114,8 +114,16 @@ def test_nothing_is_sent_while_the_database_is_slow(server: Server, upstream: Up
     assert (row["status"], row["prompt_tokens"], row["completion_tokens"]) == (200, 2, 1)
 
 
-def test_what_cannot_be_written_down_is_refused_soon_and_never_sent(server: Server, upstream: Upstream) -> None:
-    asked = key(server, "unwritten")
+def test_a_request_without_a_budget_waits_for_no_database(server: Server, upstream: Upstream) -> None:
+    asked = key(server, "free")
+    with held(server):
+        assert asked.complete(model="team/text", prompt="Hello", max_tokens=4)["choices"][0]["text"] == " there"
+    (row,) = rows(server, "free")
+    assert (row["status"], row["completion_tokens"]) == (200, 1)
+
+
+def test_what_cannot_be_reserved_is_refused_soon_and_never_sent(server: Server, upstream: Upstream) -> None:
+    asked = key(server, "unwritten", budgets=(Budget(window="total", tokens=1000),))
     began_s = time.monotonic()
     with held(server):
         assert refused(asked, max_tokens=4) == 503

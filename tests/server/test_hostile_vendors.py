@@ -21,8 +21,8 @@ from urllib.parse import quote
 
 import pytest
 
-from andthen.books.policy import Budget, Policy
 from andthen.books.store import open_sqlite
+from andthen.ledger.records import Budget, Policy
 from tests.server.running import Answer, Running, running
 from tests.upstream.vendor import Playing, Sent, chunk, json_reply
 

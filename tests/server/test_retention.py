@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 
 from andthen.books.store import open_sqlite
-from tests.books.test_ledger import intent, settled
+from tests.ledger.making import intent, post, settled
 from tests.serving import serving
 
 WAIT_S = 10
@@ -17,7 +17,7 @@ DAY_MS = 86_400_000
 def test_what_is_too_old_goes_while_the_server_runs_and_what_is_not_stays(tmp_path: Path) -> None:
     now_ms = time.time_ns() // 1_000_000
     with closing(open_sqlite(tmp_path / "andthen.db")) as store:
-        store.record([settled(intent(days, started_at_ms=now_ms - days * DAY_MS)) for days in (40, 31, 29)])
+        post(store, [settled(intent(days, started_at_ms=now_ms - days * DAY_MS)) for days in (40, 31, 29)])
         used = store.usage(["day", "key", "model"])
         with serving(tmp_path, settings="[books]\nkeep_requests_days = 30\n") as server:
             deadline = time.monotonic() + WAIT_S

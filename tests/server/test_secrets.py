@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from andthen.books.policy import Budget, Policy
+from andthen.books.policy import Policy
 from andthen.books.store import open_store
 from andthen.contract.limits import Limits
+from andthen.ledger.records import Budget
 from andthen.server.routes import Access, Routes
 from tests.books.limiting import OwnRedis, free_port, redis_of_its_own
 from tests.postgres import own_database

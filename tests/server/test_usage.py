@@ -10,8 +10,9 @@ from contextlib import closing
 
 import pytest
 
-from andthen.books.policy import Budget, Policy
+from andthen.books.policy import Policy
 from andthen.books.store import open_sqlite
+from andthen.ledger.records import Budget
 from tests.serving import Server, serving
 
 

@@ -22,8 +22,8 @@ from typing import Any
 import pytest
 import uvloop
 
-from andthen.books.policy import Budget
-from andthen.books.writer import LEASE_S
+from andthen.ledger.records import Budget
+from andthen.ledger.worker_ledger import LEASE_S
 from tests.books.limiting import OwnRedis, redis_of_its_own
 from tests.books.own_postgres import OwnPostgres, postgres_of_its_own
 from tests.books.sites import Books, Replica, Site, one_machine, two_replicas
@@ -36,7 +36,10 @@ BETWEEN = 10
 """So many replies come at least between two of them."""
 SEED = int(os.environ.get("SOAK_SEED", secrets.randbits(32)))
 WIDE = {"micros": 10**12, "tokens": 10**12}
-NEVER = {"ledger_entry_refused", "ledger_spool_failed", "ledger_spool_unreadable", "request_failed"}
+NEVER = {
+    "budgets_not_looked_after", "ledger_entry_refused", "ledger_journal_failed", "ledger_journal_unreadable",
+    "ledger_not_posted", "ledger_not_recovered", "request_failed",
+}  # fmt: skip
 """What the log says where something was lost or broke."""
 
 Deed = Callable[[], Awaitable[object]]

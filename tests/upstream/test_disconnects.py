@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from andthen.books.policy import Budget, Policy
+from andthen.books.policy import Policy
 from andthen.books.store import IssuedKey, open_store
+from andthen.ledger.records import Budget
 from tests.books.limiting import free_port, redis_of_its_own
 from tests.postgres import own_database
 from tests.server.running import Running, read_until, running

@@ -1,5 +1,8 @@
-"""Limits for several workers of one machine: the supervising process counts, and the workers ask it over one Unix
-socket. Knows no worker but by its link: when that ends, what the worker ran is over.
+"""Limits and budgets for several workers of one machine: the supervising process counts, and the workers ask it over a
+Unix socket.
+
+Of limits a link's end says that what the worker ran is over. What budgets hold for a worker outlives its link: it may
+be made again, and of a worker that is dead the journal says what its requests came to.
 
 The supervisor's own death ends the workers, so nothing is kept beyond it.
 """
@@ -11,11 +14,12 @@ import contextlib
 import itertools
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self, cast
+from typing import Self, TypeVar, cast
 
 import msgspec
 import structlog
 from msgspec import Struct
+from msgspec.structs import replace
 
 from andthen.books.limits import (
     WINDOW_MS,
@@ -32,6 +36,9 @@ from andthen.books.memory import monotonic_ms
 from andthen.contract.errors import LimitsUnavailable
 from andthen.descriptors import or_refusal
 from andthen.frames import FrameCutter, frame
+from andthen.ledger.budgets import Budgets, Hold
+from andthen.ledger.records import Shortfall
+from andthen.ledger.storage import StorageError, StorageUnavailable
 
 _WAIT_S = 5.0
 """How long a worker waits for an answer: the hub only counts, so this is a machine that stands still."""
@@ -57,17 +64,44 @@ class Forget(Struct, frozen=True, tag=True):
     number: int
 
 
-class Answer(Struct, frozen=True):
-    """To a `Take`; the others have none."""
+class Reserve(Struct, frozen=True, tag=True):
+    """A budget is to hold what a request may cost."""
+
+    number: int
+    hold: Hold
+
+
+class Release(Struct, frozen=True, tag=True):
+    """A request has ended, and came to this."""
+
+    request_id: str
+    micros: int
+    tokens: int
+
+
+class Answer(Struct, frozen=True, tag=True):
+    """To a `Take`."""
 
     number: int
     standing: Standing
     refused: Refused | None = None
 
 
-_Question = Take | Settle | Forget
+class Reserved(Struct, frozen=True, tag=True):
+    """To a `Reserve`. The others have no answer."""
+
+    number: int
+    owner: str
+    shortfall: Shortfall | None = None
+    failure: str = ""
+    """Why nobody knows whether there is room."""
+
+
+_Question = Take | Settle | Forget | Reserve | Release
+_Answer = Answer | Reserved
 _decode_question = msgspec.msgpack.Decoder(_Question).decode
-_decode_answer = msgspec.msgpack.Decoder(Answer).decode
+_decode_answer = msgspec.msgpack.Decoder(_Answer).decode
+_A = TypeVar("_A", Answer, Reserved)
 
 
 class Hub:
@@ -75,10 +109,20 @@ class Hub:
 
     Args:
         path: of the Unix socket, which it makes.
+        budgets: whom workers ask to reserve; None: nobody, and they will not ask.
     """
 
-    def __init__(self, path: str, *, window_ms: int = WINDOW_MS, now_ms: Callable[[], int] = monotonic_ms) -> None:
+    def __init__(
+        self,
+        path: str,
+        budgets: Budgets | None = None,
+        *,
+        window_ms: int = WINDOW_MS,
+        now_ms: Callable[[], int] = monotonic_ms,
+    ) -> None:
         self._path = path
+        self._budgets = budgets
+        self._reserving: set[asyncio.Task[None]] = set()
         self._counts = Counts(window_ms)
         self._now_ms = now_ms
         self._links = itertools.count(1)
@@ -93,6 +137,8 @@ class Hub:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.close()
+        for task in self._reserving:
+            task.cancel()
         for link in list(self._open):
             link.close()
             await link.lost.wait()
@@ -107,7 +153,13 @@ class Hub:
             if log := self._counts.log(key_id):
                 log.release(link.grant_id(number))
 
-    def handle(self, link: _WorkerLink, question: _Question) -> Answer | None:
+    def handle(self, link: _WorkerLink, question: _Question) -> _Answer | None:
+        if isinstance(question, Reserve):
+            return self._reserve(link, question)
+        if isinstance(question, Release):
+            if self._budgets is not None:
+                self._budgets.settle(question.request_id, question.micros, question.tokens)
+            return None
         if isinstance(question, Take):
             grant_id = link.grant_id(question.number)
             outcome = self._counts.take(self._now_ms(), grant_id, question.key_id, question.bounds, question.tokens)
@@ -122,6 +174,28 @@ class Hub:
                 log.settle(link.grant_id(question.number), question.tokens)
             else:
                 log.forget(link.grant_id(question.number))
+        return None
+
+    def _reserve(self, link: _WorkerLink, question: Reserve) -> Reserved | None:
+        """The answer, or None where it is sent later."""
+        budgets = self._budgets
+        if budgets is None:
+            return Reserved(question.number, "", failure="nobody holds budgets here")
+        outcome = budgets.try_reserve(question.hold)
+        if outcome is not False:
+            return Reserved(question.number, budgets.owner, None if outcome is True else outcome)
+
+        async def reserve() -> None:
+            try:
+                answer = Reserved(question.number, "", await budgets.reserve(question.hold))
+                answer = replace(answer, owner=budgets.owner)
+            except StorageError as error:
+                answer = Reserved(question.number, "", failure=str(error))
+            link.send(answer)
+
+        task = asyncio.get_running_loop().create_task(reserve())
+        self._reserving.add(task)
+        task.add_done_callback(self._reserving.discard)
         return None
 
 
@@ -146,10 +220,14 @@ class _WorkerLink(asyncio.Protocol):
         try:
             for body in self._cutter.feed(data):
                 if answer := self._hub.handle(self, _decode_question(body)):
-                    self._transport.write(frame(answer))
+                    self.send(answer)
         except msgspec.MsgspecError as error:
             _LOG.error("worker_garbled", reason=str(error))
             self._transport.abort()
+
+    def send(self, answer: _Answer) -> None:
+        if not self._transport.is_closing():
+            self._transport.write(frame(answer))
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self._hub.closed(self)
@@ -159,11 +237,8 @@ class _WorkerLink(asyncio.Protocol):
         self._transport.abort()
 
 
-class HubLimiter:
-    """The `Limiter` of a worker that asks the hub: `async with HubLimiter(path) as limiter`.
-
-    A link that breaks is made again by the next take.
-    """
+class _Linked:
+    """A worker's link to the hub, made again where it broke."""
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -184,8 +259,23 @@ class HubLimiter:
             await self._link.lost.wait()
 
     @property
+    def is_linked(self) -> bool:
+        return self._link is not None and self._link.is_open
+
+    async def _linked(self) -> _HubLink:
+        async with self._linking:
+            if self._link is None or not self._link.is_open:
+                loop = asyncio.get_running_loop()
+                _, self._link = await loop.create_unix_connection(_HubLink, self._path)
+            return self._link
+
+
+class HubLimiter(_Linked):
+    """The `Limiter` of a worker that asks the hub: `async with HubLimiter(path) as limiter`."""
+
+    @property
     def state(self) -> State:
-        return "ok" if self._link is not None and self._link.is_open else "refusing"
+        return "ok" if self.is_linked else "refusing"
 
     async def take(self, key_id: str, bounds: Bounds, tokens: int) -> Grant:
         """As the protocol says."""
@@ -196,7 +286,7 @@ class HubLimiter:
         try:
             async with asyncio.timeout(_WAIT_S):
                 link = await self._linked()
-                answer = await link.ask(Take(number, key_id, bounds, tokens))
+                answer = await link.ask(Take(number, key_id, bounds, tokens), Answer)
         except (OSError, TimeoutError) as error:
             raise or_refusal(
                 LimitsUnavailable("This key's limits can't be counted at the moment: send the request again.")
@@ -210,19 +300,62 @@ class HubLimiter:
         if grant.id and self._link is not None:
             self._link.tell(Settle(int(grant.id), tokens))
 
+
+class HubBudgets(_Linked):
+    """The `Budgets` of a worker that asks the hub: `async with HubBudgets(path) as budgets`."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.owner = ""
+        self._held: set[str] = set()
+        """Requests that the hub holds something for, or may."""
+        self._owed: dict[str, Release] = {}
+        """What the hub could not be told."""
+
+    def try_reserve(self, hold: Hold) -> Shortfall | bool:  # noqa: ARG002 - only the hub can
+        """As the protocol says: only the hub can."""
+        return False
+
+    async def reserve(self, hold: Hold) -> Shortfall | None:
+        """As the protocol says."""
+        self._held.add(hold.request_id)
+        try:
+            async with asyncio.timeout(_WAIT_S):
+                link = await self._linked()
+                answer = await link.ask(Reserve(next(self._numbers), hold), Reserved)
+        except (OSError, TimeoutError) as error:
+            raise StorageUnavailable("the process that holds the budgets does not answer") from error
+        if answer.failure:
+            raise StorageUnavailable(answer.failure)
+        if answer.shortfall is not None:
+            self._held.discard(hold.request_id)
+            return answer.shortfall
+        self.owner = answer.owner
+        return None
+
+    def settle(self, request_id: str, micros: int, tokens: int) -> None:
+        """As the protocol says."""
+        if request_id not in self._held:
+            return
+        self._held.discard(request_id)
+        release = Release(request_id, micros, tokens)
+        if self._link is not None and self._link.is_open:
+            self._link.tell(release)
+        else:
+            self._owed[request_id] = release
+
     async def _linked(self) -> _HubLink:
-        async with self._linking:
-            if self._link is None or not self._link.is_open:
-                loop = asyncio.get_running_loop()
-                _, self._link = await loop.create_unix_connection(_HubLink, self._path)
-            return self._link
+        link = await super()._linked()
+        while self._owed:
+            link.tell(self._owed.popitem()[1])
+        return link
 
 
 class _HubLink(asyncio.Protocol):
     def __init__(self) -> None:
         self._cutter = FrameCutter()
         self._transport: asyncio.Transport
-        self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._waiting: dict[int, asyncio.Future[_Answer]] = {}
         self.is_open = False
         self.lost = asyncio.Event()
 
@@ -247,17 +380,20 @@ class _HubLink(asyncio.Protocol):
             if not waiting.done():
                 waiting.set_exception(ConnectionResetError())
 
-    async def ask(self, question: Take) -> Answer:
-        """Raises OSError. A wait that ends in any other way takes the question back."""
+    async def ask(self, question: Take | Reserve, kind: type[_A]) -> _A:
+        """Raises OSError. A wait for a `Take` that ends in any other way takes it back."""
         waiting = self._waiting[question.number] = asyncio.get_running_loop().create_future()
         self.tell(question)
         try:
-            answer: Answer = await waiting
+            answer = await waiting
         except asyncio.CancelledError:
-            self.tell(Forget(question.number))
+            if isinstance(question, Take):
+                self.tell(Forget(question.number))
             raise
         finally:
             del self._waiting[question.number]
+        if not isinstance(answer, kind):
+            raise ConnectionResetError
         return answer
 
     def tell(self, question: _Question) -> None:

@@ -5,25 +5,10 @@ from __future__ import annotations
 import fnmatch
 from functools import lru_cache
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
-from typing import Annotated, Literal
 
-from msgspec import Meta, Struct
+from msgspec import Struct
 
-Window = Literal["day", "month", "total"]
-"""A calendar day or month, UTC, or all time."""
-WINDOWS: tuple[Window, ...] = ("day", "month", "total")
-
-_Count = Annotated[int, Meta(ge=0, le=2**62)]
-
-
-class Budget(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What may be spent in a window; the smaller of two bounds that are both set decides."""
-
-    window: Window
-    micros: _Count | None = None
-    """Millionths of a US dollar."""
-    tokens: _Count | None = None
-    """Prompt and completion tokens together."""
+from andthen.ledger.records import Budget, Count
 
 
 class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -34,10 +19,10 @@ class Policy(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit
     tags: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
     """Patterns (`*`, `?`, `[…]`) of whole model names; none: all models."""
-    requests_per_minute: _Count | None = None
-    tokens_per_minute: _Count | None = None
-    concurrent_requests: _Count | None = None
-    max_tokens: _Count | None = None
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    concurrent_requests: Count | None = None
+    max_tokens: Count | None = None
     """The largest `max_tokens` of a request."""
     addresses: tuple[str, ...] = ()
     """Networks (`10.0.0.0/8`) that it may be used from; none: all."""

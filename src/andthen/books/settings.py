@@ -20,6 +20,9 @@ class BooksSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """What the ledger survives: `process` any death of our processes, also by `kill -9`; `power` also a power cut, or a
     crash of PostgreSQL itself, for which each commit waits for the disk. Changes of keys are always written as with
     `power`."""
+    journal_bytes: Annotated[int, Meta(ge=2**16)] = 2**28
+    """For each worker, the most bytes of its journal that may wait for the database while it is gone or slow, some 600
+    for a request. Past that new requests are refused with 503 `ledger_unavailable`."""
     redis: str = ""
     """Redis or Valkey, in which several machines share the limits of keys: `redis://user:password@host:6379/0`,
     `rediss://` with TLS, or `unix:///path`; the extra `redis` brings the client. Unset, each machine counts for itself,

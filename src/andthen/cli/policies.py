@@ -12,8 +12,8 @@ import click
 
 if TYPE_CHECKING:
     from andthen.books.keys import Key
-    from andthen.books.policy import Budget, Policy
-    from andthen.books.store.spending import Spent
+    from andthen.books.policy import Policy
+    from andthen.ledger.records import Budget, Spent
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -73,7 +73,7 @@ class BudgetText(click.ParamType["Budget"]):
     name = "WINDOW=AMOUNT"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Budget:
-        from andthen.books.policy import WINDOWS, Budget
+        from andthen.ledger.records import WINDOWS, Budget
 
         window, _, amount = value.partition("=")
         tokens = re.fullmatch(r"(\d{1,18})t", amount, re.ASCII)

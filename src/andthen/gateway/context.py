@@ -12,9 +12,7 @@ import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TYPE_CHECKING, Protocol
 
-from andthen.accounts import Account
 from andthen.books.keys import Key
-from andthen.books.ledger import Origin
 from andthen.books.limits import Grant
 from andthen.books.texts import Draft
 from andthen.contract.errors import (
@@ -27,8 +25,10 @@ from andthen.contract.errors import (
 )
 from andthen.contract.response import error_body
 from andthen.gateway.backend import Deployment
+from andthen.gateway.billing import Account
 from andthen.gateway.execution import Execution
 from andthen.http.request import ClientGone
+from andthen.ledger.records import Origin
 from andthen.telemetry.notes import Note
 
 if TYPE_CHECKING:

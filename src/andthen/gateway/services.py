@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from andthen.accounts import Accounts
 from andthen.books.limits import Limiter
 from andthen.books.prices import PriceBook
 from andthen.books.replies import KeptReplies
@@ -17,6 +16,7 @@ from andthen.books.texts import Texts
 from andthen.books.watch import KeyWatch
 from andthen.contract.limits import Limits
 from andthen.engine.client import EngineClient
+from andthen.gateway.billing import Accounts
 from andthen.gateway.catalog import Catalog
 from andthen.gateway.response_cache import Cache
 from andthen.http.deadlines import Deadlines

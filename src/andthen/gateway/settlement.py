@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 
-from andthen.accounts import Account, Outcome
-from andthen.books.ledger import EndedBy
 from andthen.contract.errors import AndthenError, InternalError, ShuttingDown
 from andthen.contract.request import CompletionRequest, worst_prompt_tokens
 from andthen.gateway.backend import Deployment
+from andthen.gateway.billing import Account, Outcome
 from andthen.gateway.context import CLIENT_GONE_STATUS, ClientGone, RequestContext
+from andthen.ledger.records import EndedBy
 
 
 def open_account(ctx: RequestContext) -> None:

@@ -115,6 +115,12 @@ _ENGINE_COUNTERS = {
     "cached_tokens": Metric(
         "andthen_engine_cached_tokens_total", "counter", "Prompt tokens that the prefix cache spared."
     ),
+    "recomputed_tokens": Metric(
+        "andthen_engine_recomputed_tokens_total", "counter", "Tokens that the engine computed again after a preemption."
+    ),
+    "preemptions": Metric(
+        "andthen_engine_preemptions_total", "counter", "Sequences that gave up their place in the engine to others."
+    ),
     "generated_tokens": Metric("andthen_engine_generated_tokens_total", "counter", "Tokens that the engine generated."),
 }
 """By the engine's own names for them."""

@@ -10,7 +10,6 @@ import contextlib
 import gc
 import re
 import resource
-import secrets
 import signal
 import socket
 import subprocess
@@ -25,8 +24,7 @@ import uvloop
 from msgspec import Struct
 
 from andthen import child
-from andthen.accounts import Accounts, CountTokens
-from andthen.books.hub import HubLimiter
+from andthen.books.hub import HubBudgets, HubLimiter
 from andthen.books.limits import Limiter
 from andthen.books.memory import MemoryLimiter
 from andthen.books.price_table import price_book
@@ -34,14 +32,15 @@ from andthen.books.prices import Prices
 from andthen.books.replies import KeptReplies
 from andthen.books.retention import Retention
 from andthen.books.settings import BooksSettings
-from andthen.books.store import open_store
+from andthen.books.spools import recover_spools
+from andthen.books.store import SqlStore, open_store
 from andthen.books.texts import Texts
 from andthen.books.watch import KeyWatch
-from andthen.books.writer import LedgerWriter
 from andthen.cache.memory import MemoryStore
 from andthen.cache.settings import CacheSettings
 from andthen.contract.limits import Limits
 from andthen.engine.client import EngineClient
+from andthen.gateway.billing import Accounts, CountTokens
 from andthen.gateway.catalog import Catalog
 from andthen.gateway.local import LocalBackend
 from andthen.gateway.response_cache import Cache, Outcome
@@ -49,6 +48,11 @@ from andthen.gateway.services import Phase, Services
 from andthen.http.client import HttpClient
 from andthen.http.deadlines import Deadlines
 from andthen.http.server import HttpServer
+from andthen.ledger.budgets import BudgetOwner, Budgets
+from andthen.ledger.journal import Journal
+from andthen.ledger.machine import FOLDER, machine_ledger
+from andthen.ledger.recovery import new_lease_owner
+from andthen.ledger.worker_ledger import WorkerLedger
 from andthen.observability import logs, metrics
 from andthen.observability.access_log import AccessLog
 from andthen.observability.metric_store import MetricStore
@@ -101,6 +105,8 @@ class WorkerBoot(Struct, frozen=True):
     run_dir: str
     hub_path: str
     """Where the supervisor counts for several workers; empty where this process counts for itself."""
+    group: str
+    """The name of this server among all that write into the database."""
     home: str
     """The folder of the state."""
     database: str
@@ -140,16 +146,11 @@ async def serve(
             _cache(boot.cache, measured) as cache,
             EngineClient(boot.engine_path) as engine,
             HttpClient() as client,
-            LedgerWriter(
-                store,
-                _holder(boot.place),
-                Path(boot.home),
-                measured.set_ledger_healthy,
-                measured.count_unrecorded,
-            ) as pen,
+            _budgets(boot, store) as budgets,
+            _ledger(boot, store, measured) as ledger,
             Retention(store, boot.books),
             Texts(store, boot.books) as texts,
-            KeptReplies(store, pen.holder, boot.books) as replies,
+            KeptReplies(store, ledger.lease_owner, boot.books) as replies,
             _telemetry(boot) as telemetry,
         ):
             phase = Phase()
@@ -166,7 +167,7 @@ async def serve(
                     engine=engine,
                     catalog=Catalog(LocalBackend(engine, live.limits).deployments, live.upstream, client, live.limits),
                     prices=prices,
-                    accounts=Accounts(pen, prices, _counting(engine)),
+                    accounts=Accounts(ledger, budgets, prices, _counting(engine)),
                     limiter=limiter,
                     texts=texts,
                     cache=cache,
@@ -203,6 +204,34 @@ def _limiter(boot: WorkerBoot, measured: metrics.ServerMetrics) -> contextlib.Ab
     return HubLimiter(boot.hub_path) if boot.hub_path else contextlib.nullcontext(MemoryLimiter())
 
 
+def _budgets(boot: WorkerBoot, store: SqlStore) -> contextlib.AbstractAsyncContextManager[Budgets]:
+    """Who reserves what requests may cost: the supervisor for all workers, else this process."""
+    if boot.hub_path:
+        return HubBudgets(boot.hub_path)
+    return own_budgets(store, Path(boot.home), boot.group)
+
+
+def own_budgets(store: SqlStore, home: Path, group: str) -> contextlib.AbstractAsyncContextManager[BudgetOwner]:
+    """The machine's owner of budgets, in this process."""
+    return machine_ledger(store, home / FOLDER, group, lambda: recover_spools(store, home))
+
+
+def _ledger(boot: WorkerBoot, store: SqlStore, measured: metrics.ServerMetrics) -> WorkerLedger:
+    journal = Journal(
+        Path(boot.home) / FOLDER,
+        new_lease_owner(boot.place),
+        boot.group,
+        limit_bytes=boot.books.journal_bytes,
+        power=boot.books.durability == "power",
+    )
+    return WorkerLedger(
+        store,
+        journal,
+        on_change=measured.set_ledger_healthy,
+        on_unrecorded=measured.count_unrecorded,
+    )
+
+
 @contextlib.asynccontextmanager
 async def _cache(settings: CacheSettings, measured: metrics.ServerMetrics) -> AsyncIterator[Cache | None]:
     """Where replies are kept, if they are."""
@@ -229,11 +258,6 @@ def _telemetry(boot: WorkerBoot) -> contextlib.AbstractAsyncContextManager[Telem
     from andthen.telemetry.otel import Telemetry  # its packages are an extra
 
     return Telemetry(boot.telemetry, boot.place)
-
-
-def _holder(place: str) -> str:
-    """This process's name among all that write into the ledger, on this machine and others."""
-    return f"{socket.gethostname()[:32]}-{place}-{secrets.token_hex(6)}"
 
 
 def _counting(engine: EngineClient) -> CountTokens:

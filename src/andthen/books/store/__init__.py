@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Protocol
 
 from andthen.books.keys import Key, KeyRing
-from andthen.books.policy import UNBOUNDED, Budget, Policy
+from andthen.books.policy import UNBOUNDED, Policy
 from andthen.books.settings import Durability
+from andthen.books.store.allotments import Allotments
 from andthen.books.store.errors import (
     BadAddress,
     BadEntry,
@@ -31,10 +32,10 @@ from andthen.books.store.postgres import MIGRATION_LOCK, is_url, postgres_engine
 from andthen.books.store.removal import Removal
 from andthen.books.store.replies import Replies
 from andthen.books.store.schema import HEAD, METADATA
-from andthen.books.store.spending import Spent
 from andthen.books.store.sqlite import back_up, sqlite_engine
 from andthen.books.store.texts import KeptTexts
 from andthen.books.store.usage import Group, UsageBook, UsageRow
+from andthen.ledger.records import Budget, Spent
 
 __all__ = [
     "CLI", "FIRST_KEY_NAME", "HEAD", "METADATA", "BadAddress", "BadEntry", "BooksError", "Change", "IssuedKey",
@@ -104,7 +105,7 @@ class Store(Protocol):
         """Gives the connections back."""
 
 
-class SqlStore(Keys, Ledger, Replies, UsageBook, Export, KeptTexts, Removal):
+class SqlStore(Keys, Ledger, Allotments, Replies, UsageBook, Export, KeptTexts, Removal):
     """The Store in a SQL database."""
 
 

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 
 import sqlalchemy as sa
 
-from andthen.books.store.driver import Driver, surely_unwritten, transaction
+from andthen.books.store.driver import Driver, transaction
 from andthen.books.store.errors import BadEntry, SchemaTooNew, SchemaTooOld, StoreUnavailable
 from andthen.books.store.schema import HEAD, STAMPS
 from andthen.descriptors import none_left
@@ -108,20 +108,15 @@ class Database:
     @contextmanager
     def driving(self) -> Iterator[Driver]:
         """As `writing`, by the database's own driver. Raises `StoreUnavailable`, `BadEntry`."""
-        driver: Driver | None = None
-        try:
-            with self._told():
-                pooled = self._engine.raw_connection()
-                try:
-                    with transaction(pooled.driver_connection, self._engine.dialect) as driver:
-                        yield driver
-                except BaseException:
-                    pooled.invalidate()
-                    raise
-                pooled.close()
-        except StoreUnavailable as error:
-            error.unwritten = surely_unwritten(error.__cause__, driver)
-            raise
+        with self._told():
+            pooled = self._engine.raw_connection()
+            try:
+                with transaction(pooled.driver_connection, self._engine.dialect) as driver:
+                    yield driver
+            except BaseException:
+                pooled.invalidate()
+                raise
+            pooled.close()
 
     @contextmanager
     def _told(self) -> Iterator[None]:

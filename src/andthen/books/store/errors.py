@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from andthen.ledger.storage import BadRecord, LeaseLost, StorageError, StorageUnavailable
 
-class BooksError(Exception):
+
+class BooksError(StorageError):
     """What the books can't do."""
 
 
-class StoreUnavailable(BooksError):
+class StoreUnavailable(BooksError, StorageUnavailable):
     """The database is missing, locked, full or broken. It may come back."""
 
-    unwritten = False
-    """Surely nothing of what was to be written is in it. Else the connection may have broken during the commit."""
 
-
-class BadEntry(BooksError):
+class BadEntry(BooksError, BadRecord):
     """What was to be written no database can hold; it is whole itself."""
+
+
+class OwnerLeaseLost(BooksError, LeaseLost):
+    """An owner of allotments was taken for dead."""
 
 
 class SchemaTooNew(BooksError):

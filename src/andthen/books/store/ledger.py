@@ -1,9 +1,9 @@
-"""The ledger in the database: requests, their calls, and what keys have spent.
+"""The ledger in the database: requests, their calls, what keys have spent, and what owners of budgets have drawn.
 
-Whatever has gathered is applied in one transaction, under a lock on each of its keys that is held until it is committed
-and was taken before anything else: two writers never wait for each other in a circle, and spent and reserved together
-never pass a bound, whoever else writes. A budget's row comes into being with what the ledger knows of the period, so a
-budget that is set in the middle of a month counts the whole month.
+A batch is posted in one transaction, under a lock on each of its keys that is held until it is committed and was taken
+before anything else: two writers never wait for each other in a circle, and whoever draws from a budget sees all that
+is spent of it. A budget's row comes into being with what the ledger knows of the period, so a budget that is set in the
+middle of a month counts the whole month.
 """
 
 from __future__ import annotations
@@ -14,64 +14,80 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from andthen.books.ledger import Bounded, Intent, Settlement
-from andthen.books.policy import Budget, Window
 from andthen.books.store.database import Database, now_ms
 from andthen.books.store.postgres import CLOCK_MS, KEYS_LOCK
-from andthen.books.store.posting import Entry, post
-from andthen.books.store.schema import HOLDERS, REQUESTS
-from andthen.books.store.spending import DAY_MS, KNOWN, PERIODS, Spent, period_start_ms, period_values
+from andthen.books.store.posting import post
+from andthen.books.store.schema import ALLOTMENTS, HOLDERS, REQUESTS
+from andthen.books.store.spending import KNOWN, PERIODS, period_values
+from andthen.ledger.periods import DAY_MS, period_start_ms
+from andthen.ledger.records import Budget, Intent, Settlement, Spent, Window
 
 
 class Ledger(Database):
-    """What was used."""
+    """What was used. The methods are those that `andthen.ledger.storage` declares."""
 
-    def record(self, entries: Sequence[Entry]) -> list[Bounded | None]:
-        """Applies entries in one transaction, none of which settles an intent that is among them too. A settlement that
-        is already there is passed over.
-
-        Returns:
-            For each entry None, or for an intent that was not taken the budget that has no room.
-
-        Raises:
-            StoreUnavailable
-            BadEntry: one of them can't be written, and so none was.
-        """
+    def post(self, intents: Sequence[Intent], settlements: Sequence[Settlement]) -> None:
+        """Raises: StoreUnavailable, BadEntry"""
         with self.driving() as driver:
-            return post(driver, entries)
+            post(driver, intents, settlements)
 
-    def renew(self, holder: str, lease_s: float) -> None:
-        """The process `holder` lives, for so long at least."""
+    def renew(self, lease_owner: str, lease_s: float) -> None:
         with self.writing() as connection:
             at_ms = clock_ms(connection)
             until_ms = at_ms + round(lease_s * 1000)
-            row = insert(connection, HOLDERS).values(id=holder, until_ms=until_ms)
+            row = insert(connection, HOLDERS).values(id=lease_owner, until_ms=until_ms)
             connection.execute(row.on_conflict_do_update(index_elements=["id"], set_={"until_ms": until_ms}))
             connection.execute(HOLDERS.delete().where(HOLDERS.c.until_ms < at_ms - DAY_MS))
 
     def leases(self) -> dict[str, int]:
-        """Who has open requests, and until when each has said to live; 0 where it never has."""
-        held = sa.select(REQUESTS.c.holder).where(REQUESTS.c.settled_at_ms.is_(None)).distinct().subquery()
+        open_ = sa.select(REQUESTS.c.holder).where(REQUESTS.c.settled_at_ms.is_(None))
+        held = sa.union(open_, sa.select(ALLOTMENTS.c.owner)).subquery()
         until_ms = sa.func.coalesce(HOLDERS.c.until_ms, 0)
         with self.reading() as connection:
             rows = connection.execute(
                 sa.select(held.c.holder, until_ms).select_from(held.outerjoin(HOLDERS, HOLDERS.c.id == held.c.holder))
             )
-            return {holder: int(until) for holder, until in rows}
+            return {lease_owner: int(until) for lease_owner, until in rows}
 
-    def release_lost(self, holders: Collection[str]) -> int:
-        """Settles what those of the holders left open whose lease has run out: as lost, at no cost, its reservation
-        given back. How many."""
+    def release_lost(self, lease_owners: Collection[str]) -> int:
         with self.reading() as connection:
-            alive = sa.select(HOLDERS.c.id).where(HOLDERS.c.until_ms >= clock_ms(connection))
-            theirs = sa.and_(REQUESTS.c.holder.in_(holders), REQUESTS.c.holder.not_in(alive))
+            living = sa.select(HOLDERS.c.id).where(HOLDERS.c.until_ms >= clock_ms(connection))
+            alive = set(connection.execute(living).scalars())
+        return sum(self._bury(one) for one in sorted(lease_owners) if one not in alive)
+
+    def end_lease(self, lease_owner: str) -> int:
+        with self.writing() as connection:
+            connection.execute(HOLDERS.delete().where(HOLDERS.c.id == lease_owner))
+        return self._bury(lease_owner)
+
+    def _bury(self, lease_owner: str) -> int:
+        """Settles what a dead process has left open, and gives back what it held. How many requests."""
+        with self.reading() as connection:
+            left = sa.select(REQUESTS).where(REQUESTS.c.settled_at_ms.is_(None), REQUESTS.c.holder == lease_owner)
             lost = [
                 Settlement(intent=_read_intent(row), status=500, ended_by="lost", code="lost", settled_at_ms=now_ms())
-                for row in connection.execute(sa.select(REQUESTS).where(REQUESTS.c.settled_at_ms.is_(None), theirs))
+                for row in connection.execute(left)
             ]
+            theirs = sa.select(ALLOTMENTS.c.key_id).where(ALLOTMENTS.c.owner == lease_owner).distinct()
+            keys = set(connection.execute(theirs).scalars())
         if lost:
-            self.record(lost)
+            self.post([], lost)
+        if keys:
+            with self.writing() as connection:
+                lock_keys(connection, keys)
+                dead = sa.not_(
+                    sa.exists().where(HOLDERS.c.id == lease_owner, HOLDERS.c.until_ms >= clock_ms(connection))
+                )
+                if connection.execute(ALLOTMENTS.delete().where(ALLOTMENTS.c.owner == lease_owner, dead)).rowcount:
+                    connection.execute(HOLDERS.delete().where(HOLDERS.c.id == lease_owner))
         return len(lost)
+
+    def costs(self, request_ids: Collection[str]) -> dict[str, tuple[int, int]]:
+        tokens = REQUESTS.c.prompt_tokens + REQUESTS.c.completion_tokens
+        asked = sa.select(REQUESTS.c.id, REQUESTS.c.cost_micros, tokens)
+        with self.reading() as connection:
+            rows = connection.execute(asked.where(REQUESTS.c.id.in_(list(request_ids))))
+            return {row[0]: (int(row[1]), int(row[2])) for row in rows}
 
     def spent(self, key_id: str, budgets: Sequence[Budget]) -> list[Spent]:
         """What of each budget is used up in its present period."""
@@ -79,14 +95,14 @@ class Ledger(Database):
         with self.reading() as connection:
             rows = connection.execute(PERIODS, period_values(key_id, at_ms)).all()
             kept = {row.window: Spent(*map(int, row[2:])) for row in rows}
-            return [kept.get(budget.window) or _known(connection, key_id, budget.window, at_ms) for budget in budgets]
+            return [kept.get(budget.window) or known(connection, key_id, budget.window, at_ms) for budget in budgets]
 
 
 def _read_intent(row: Any) -> Intent:
     return Intent(
         id=row.id,
         key_id=row.key_id,
-        holder=row.holder,
+        lease_owner=row.holder,
         model=row.model_asked,
         started_at_ms=row.started_at_ms,
         stream=row.stream,
@@ -97,7 +113,7 @@ def _read_intent(row: Any) -> Intent:
     )
 
 
-def _known(connection: sa.Connection, key_id: str, window: Window, at_ms: int) -> Spent:
+def known(connection: sa.Connection, key_id: str, window: Window, at_ms: int) -> Spent:
     row = connection.execute(KNOWN, {"key": key_id, "start_ms": period_start_ms(window, at_ms)}).one()
     return Spent(*map(int, row))
 

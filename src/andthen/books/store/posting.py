@@ -1,155 +1,113 @@
-"""Entries, posted to the ledger: the settlements first, since they make room for intents; each statement once for all
-entries that need it.
-"""
+"""Posts records of the ledger, each statement once for all that need it. To post a record again changes nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+import json
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import sqlalchemy as sa
 
-from andthen.books.ledger import Bounded, Intent, Settlement, Tokens
-from andthen.books.policy import Budget
-from andthen.books.store.driver import Driver, Values
+from andthen.books.store.driver import Driver, Row
 from andthen.books.store.postgres import KEYS_LOCK
 from andthen.books.store.schema import CALLS, REQUESTS
-from andthen.books.store.spending import Changes, Spent, Standing
+from andthen.books.store.spending import Changes
+from andthen.ledger.records import Intent, Settlement
 
-Entry = Intent | Settlement
+_LOST = "lost"
 
 
-def post(driver: Driver, entries: Sequence[Entry]) -> list[Bounded | None]:
-    """Applies entries, none of which settles an intent that is among them too. A settlement that is already there is
-    passed over.
-
-    Returns:
-        For each entry None, or for an intent that was not taken the budget that has no room.
-    """
-    intents = [entry for entry in entries if isinstance(entry, Intent)]
-    settlements = [entry for entry in entries if isinstance(entry, Settlement)]
+def post(driver: Driver, intents: Sequence[Intent], settlements: Sequence[Settlement]) -> None:
+    """As `JournalStorage.post` says. No two records of one kind are of the same request."""
     if driver.database == "postgresql":  # in SQLite nobody else writes
-        keys = {intent.key_id for intent in (*intents, *(settlement.intent for settlement in settlements))}
+        keys = {intent.key_id for intent in intents} | {settlement.intent.key_id for settlement in settlements}
         driver.write(_LOCK, [{"keys": sorted(keys)}])
-    if settlements:
-        _settle(driver, settlements)
-    told = iter(_intend(driver, intents) if intents else ())
-    return [next(told) if isinstance(entry, Intent) else None for entry in entries]
-
-
-def _intend(driver: Driver, intents: list[Intent]) -> list[Bounded | None]:
-    standing, changes = Standing(driver, intents), Changes()
-    told: list[Bounded | None] = []
-    rows: list[Values] = []
-    for intent in intents:
-        full = (_bounded(budget, standing.of(intent, budget.window), intent) for budget in intent.budgets)
-        bounded = next(filter(None, full), None)
-        told.append(bounded)
-        if bounded is None:
-            by = Spent(reserved_micros=intent.reserved_micros, reserved_tokens=intent.reserved_tokens)
-            standing.add(intent, by)
-            changes.add(intent, by)
-            rows.append(_opened(intent))
-    driver.write(_OPEN, rows)
-    changes.write(driver)
-    return told
-
-
-def _bounded(budget: Budget, spent: Spent, intent: Intent) -> Bounded | None:
-    """The bound that has no room for an intent."""
-    kinds: tuple[tuple[Literal["money", "tokens"], int | None, int, int, int], ...] = (
-        ("money", budget.micros, spent.micros, spent.reserved_micros, intent.reserved_micros),
-        ("tokens", budget.tokens, spent.tokens, spent.reserved_tokens, intent.reserved_tokens),
-    )
-    for kind, bound, used, reserved, needed in kinds:
-        if bound is not None and used + reserved + needed > bound:
-            return Bounded(budget, kind, used, reserved, needed)
-    return None
-
-
-def _settle(driver: Driver, settlements: list[Settlement]) -> None:
+    ids = [intent.id for intent in intents]
+    ids += [settlement.intent.id for settlement in settlements]
+    there = ended_by(driver, ids)
     changes = Changes()
-    closed = driver.change(_CLOSE, [_closed(settlement) for settlement in settlements])
-    in_time = [settlement for settlement, count in zip(settlements, closed, strict=True) if count]
-    for intent in (settlement.intent for settlement in in_time):
-        changes.add(intent, Spent(reserved_micros=-intent.reserved_micros, reserved_tokens=-intent.reserved_tokens))
-    late = _settle_late(driver, [one for one, count in zip(settlements, closed, strict=True) if not count])
-    for settlement in (*in_time, *late):
-        changes.add(settlement.intent, Spent(micros=settlement.cost_micros, tokens=settlement.tokens.total))
-    driver.write(_CALL, [call for settlement in (*in_time, *late) for call in _calls(settlement)])
+    _settle(driver, settlements, there, changes)
+    opened = [intent for intent in intents if intent.id not in there]
+    driver.insert(_OPEN, [_opened(intent) for intent in opened])
+    for intent in opened:
+        changes.open(intent)
     changes.write(driver)
 
 
-def _settle_late(driver: Driver, settlements: list[Settlement]) -> list[Settlement]:
-    """Settles what is not open: a request whose intent was not taken, or one that was taken for dead, because the
-    database was gone while its lease ran out. Returns those that were either; the others were settled before."""
-    if not settlements:
-        return []
-    first: dict[str, Settlement] = {}
+def ended_by(driver: Driver, ids: Collection[str]) -> dict[str, str]:
+    """By what those of the requests ended that are there; empty for one that is open."""
+    if driver.database == "postgresql":
+        [rows] = driver.read(_THERE_POSTGRES, [{"ids": list(ids)}])
+    else:
+        [rows] = driver.read(_THERE_SQLITE, [{"ids": json.dumps(list(ids))}])
+    return {row[0]: row[1] if row[2] is not None else "" for row in rows}
+
+
+def _settle(driver: Driver, settlements: Sequence[Settlement], there: dict[str, str], changes: Changes) -> None:
+    rows: list[Row] = []
+    calls: list[Row] = []
+    corrected: list[dict[str, Any]] = []
     for settlement in settlements:
-        first.setdefault(settlement.intent.id, settlement)
-    late = list(first.values())
-    ended_by = driver.read(_ENDED_BY, [{"id": settlement.intent.id} for settlement in late])
-    unopened = [settlement for settlement, rows in zip(late, ended_by, strict=True) if not rows]
-    lost = [
-        settlement
-        for settlement, rows in zip(late, ended_by, strict=True)
-        if rows == [("lost",)] and settlement.ended_by != "lost"
-    ]
-    driver.write(_OPEN, [_opened(settlement.intent) for settlement in unopened])
-    driver.write(_CORRECT, [_closed(settlement) for settlement in (*unopened, *lost)])
-    return [*unopened, *lost]
+        request_id = settlement.intent.id
+        before = there.get(request_id)
+        if before is None:
+            rows.append(_whole(settlement))
+        elif not before or (before == _LOST and settlement.ended_by != _LOST):
+            # Open, or taken for dead because the database was gone while its lease ran out.
+            corrected.append({"of": request_id} | dict(zip(_SETTLED, _closed(settlement), strict=True)))
+        else:
+            continue
+        there[request_id] = settlement.ended_by
+        changes.settle(settlement, was_open=before == "")
+        for number, call in enumerate(settlement.calls):
+            tokens = call.tokens
+            calls.append((
+                request_id, number, call.model, call.status, tokens.prompt, tokens.cached, tokens.completion,
+                tokens.reasoning, tokens.source, call.cost_micros, call.took_ms,
+            ))  # fmt: skip
+    driver.insert(_INSERT, rows)
+    driver.write(_CORRECT, corrected)
+    driver.insert(_CALL, calls)
 
 
-def _opened(intent: Intent) -> Values:
-    return {
-        "id": intent.id, "key_id": intent.key_id, "holder": intent.holder, "model_asked": intent.model,
-        "started_at_ms": intent.started_at_ms, "stream": intent.stream, "account": intent.account,
-        "user": intent.user, "reserved_micros": intent.reserved_micros, "reserved_tokens": intent.reserved_tokens,
-    }  # fmt: skip
+def _opened(intent: Intent) -> Row:
+    return (
+        intent.id, intent.key_id, intent.lease_owner, intent.model, intent.started_at_ms, intent.stream,
+        intent.account, intent.user, intent.reserved_micros, intent.reserved_tokens,
+    )  # fmt: skip
 
 
-def _closed(settlement: Settlement) -> Values:
-    return {
-        "of": settlement.intent.id, "settled_at_ms": settlement.settled_at_ms, "status": settlement.status,
-        "ended_by": settlement.ended_by, "code": settlement.code, "model_answered": settlement.model,
-        "cost_micros": settlement.cost_micros, "price": settlement.price, "plan": settlement.plan,
-        "origin": settlement.origin, "retries": settlement.retries, "queue_ms": settlement.queue_ms,
-        "first_ms": settlement.first_ms, "total_ms": settlement.total_ms, **_tokens(settlement.tokens),
-    }  # fmt: skip
+def _closed(settlement: Settlement) -> Row:
+    tokens = settlement.tokens
+    return (
+        settlement.settled_at_ms, settlement.status, settlement.ended_by, settlement.code, settlement.model,
+        settlement.cost_micros, settlement.price, settlement.plan, settlement.origin, settlement.retries,
+        settlement.queue_ms, settlement.first_ms, settlement.total_ms, tokens.prompt, tokens.cached,
+        tokens.completion, tokens.reasoning, tokens.source,
+    )  # fmt: skip
 
 
-def _calls(settlement: Settlement) -> list[Values]:
-    return [
-        {
-            "request_id": settlement.intent.id, "number": number, "model": call.model, "status": call.status,
-            "cost_micros": call.cost_micros, "took_ms": call.took_ms, **_tokens(call.tokens),
-        }
-        for number, call in enumerate(settlement.calls)
-    ]  # fmt: skip
+def _whole(settlement: Settlement) -> Row:
+    return _opened(settlement.intent) + _closed(settlement)
 
 
-def _tokens(tokens: Tokens) -> Values:
-    return {
-        "prompt_tokens": tokens.prompt, "cached_tokens": tokens.cached, "completion_tokens": tokens.completion,
-        "reasoning_tokens": tokens.reasoning, "source": tokens.source,
-    }  # fmt: skip
-
-
-def _given(columns: Iterable[str]) -> dict[str, sa.BindParameter[Any]]:
-    return {name: sa.bindparam(name) for name in columns}
-
-
-_LOCK = sa.text(KEYS_LOCK)
-_OPEN = REQUESTS.insert().values(_given((
+_OPENED = (
     "id", "key_id", "holder", "model_asked", "started_at_ms", "stream", "account", "user", "reserved_micros",
     "reserved_tokens",
-)))  # fmt: skip
-_CORRECT = REQUESTS.update().where(REQUESTS.c.id == sa.bindparam("of")).values(_given((
+)  # fmt: skip
+_SETTLED = (
     "settled_at_ms", "status", "ended_by", "code", "model_answered", "cost_micros", "price", "plan", "origin",
     "retries", "queue_ms", "first_ms", "total_ms", "prompt_tokens", "cached_tokens", "completion_tokens",
     "reasoning_tokens", "source",
-)))  # fmt: skip
-_CLOSE = _CORRECT.where(REQUESTS.c.settled_at_ms.is_(None))
-_ENDED_BY = sa.select(REQUESTS.c.ended_by).where(REQUESTS.c.id == sa.bindparam("id"))
-_CALL = CALLS.insert().values(_given(CALLS.c.keys()))
+)  # fmt: skip
+_LOCK = sa.text(KEYS_LOCK)
+_OPEN = REQUESTS, _OPENED
+_INSERT = REQUESTS, _OPENED + _SETTLED
+_CALL = CALLS, tuple(CALLS.c.keys())
+_CORRECT = REQUESTS.update().where(REQUESTS.c.id == sa.bindparam("of")).values(
+    {name: sa.bindparam(name) for name in _SETTLED}
+)  # fmt: skip
+_THERE_POSTGRES = sa.text("SELECT id, ended_by, settled_at_ms FROM requests WHERE id = ANY(CAST(:ids AS text[]))")
+_THERE_SQLITE = sa.text(
+    "SELECT id, ended_by, settled_at_ms FROM requests WHERE id IN (SELECT value FROM json_each(:ids))"
+)

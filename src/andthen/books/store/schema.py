@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest step in migrations/, so that Alembic need not be imported to see that there is nothing to do."""
 
 METADATA = sa.MetaData()
@@ -135,6 +135,19 @@ REMOVED = sa.Table(
     sa.Column("completion_tokens", sa.BigInteger, nullable=False),
     sa.Column("reasoning_tokens", sa.BigInteger, nullable=False),
     sa.Column("cost_micros", sa.BigInteger, nullable=False),
+)
+ALLOTMENTS = sa.Table(
+    "allotments",
+    METADATA,
+    sa.Column("key_id", sa.String(32), primary_key=True),
+    sa.Column("window", sa.String(8), primary_key=True),
+    sa.Column("start_ms", sa.BigInteger, primary_key=True),
+    sa.Column("kind", sa.String(8), primary_key=True),
+    sa.Column("owner", sa.String(64), primary_key=True),
+    sa.Column("drawn", sa.BigInteger, nullable=False),
+    sa.Column("posted", sa.BigInteger, nullable=False),
+    sa.Column("wanted", sa.Boolean, nullable=False),
+    sa.Index("allotments_owner", "owner"),
 )
 HOLDERS = sa.Table(
     "holders",

@@ -4,99 +4,73 @@ ledger knows of the period, so a budget that is set in the middle of a month cou
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import sqlalchemy as sa
 
-from andthen.books.ledger import Intent
-from andthen.books.policy import WINDOWS, Window
 from andthen.books.store.driver import Driver, Values
-from andthen.books.store.schema import REMOVED, REQUESTS, SPENDING
-
-DAY_MS = 86_400_000
-
-
-class Spent(NamedTuple):
-    """Of one key in one period: millionths of a dollar, and tokens."""
-
-    micros: int = 0
-    reserved_micros: int = 0
-    tokens: int = 0
-    reserved_tokens: int = 0
-
-    def plus(self, other: Spent) -> Spent:
-        return Spent(*(one + more for one, more in zip(self, other, strict=True)))
+from andthen.books.store.schema import ALLOTMENTS, REMOVED, REQUESTS, SPENDING
+from andthen.ledger.periods import DAY_MS, periods_ms
+from andthen.ledger.records import WINDOWS, Intent, Settlement, Spent
 
 
 class Changes:
     """What entries change of what keys have spent, to be written at once."""
 
     def __init__(self) -> None:
-        self._by: dict[tuple[str, int], Spent] = {}
-        """A key and a day that requests began on → by how much its periods change."""
+        self._by: dict[tuple[str, int], list[int]] = {}
+        """A key and a day that requests began on → by how much its periods change, as in `Spent`."""
+        self._posted: dict[tuple[str, str, int, str, str], int] = {}
+        """A place and its owner → how much of the allotment is known to be spent."""
 
-    def add(self, intent: Intent, by: Spent) -> None:
+    def open(self, intent: Intent) -> None:
+        """It is under way."""
+        self._add(intent, 0, intent.reserved_micros, 0, intent.reserved_tokens)
+
+    def settle(self, settlement: Settlement, *, was_open: bool) -> None:
+        """It has ended."""
+        intent = settlement.intent
+        micros, tokens = settlement.cost_micros, settlement.tokens.total
+        if was_open:
+            self._add(intent, micros, -intent.reserved_micros, tokens, -intent.reserved_tokens)
+        else:
+            self._add(intent, micros, 0, tokens, 0)
+        if intent.budget_owner and (micros or tokens):
+            self._post(intent, micros, tokens)
+
+    def _add(self, intent: Intent, micros: int, reserved_micros: int, tokens: int, reserved_tokens: int) -> None:
         """In all periods that the request began in."""
-        place = intent.key_id, period_start_ms("day", intent.started_at_ms)
-        self._by[place] = self._by.get(place, Spent()).plus(by)
+        place = intent.key_id, intent.started_at_ms // DAY_MS * DAY_MS
+        by = self._by.get(place)
+        if by is None:
+            by = self._by[place] = [0, 0, 0, 0]
+        by[0] += micros
+        by[1] += reserved_micros
+        by[2] += tokens
+        by[3] += reserved_tokens
+
+    def _post(self, intent: Intent, micros: int, tokens: int) -> None:
+        starts_ms = periods_ms(intent.started_at_ms)
+        posted = self._posted
+        for budget in intent.budgets:
+            place = intent.key_id, budget.window, starts_ms[budget.window]
+            if budget.micros is not None:
+                of = (*place, "money", intent.budget_owner)
+                posted[of] = posted.get(of, 0) + micros
+            if budget.tokens is not None:
+                of = (*place, "tokens", intent.budget_owner)
+                posted[of] = posted.get(of, 0) + tokens
 
     def write(self, driver: Driver) -> None:
         """Changes the rows of the periods, where there are any; in one order, so that nobody waits in a circle."""
         driver.write(_SPEND, [
-            by._asdict() | period_values(key_id, day_ms) for (key_id, day_ms), by in sorted(self._by.items()) if any(by)
+            Spent(*by)._asdict() | period_values(key_id, day_ms)
+            for (key_id, day_ms), by in sorted(self._by.items()) if any(by)
         ])  # fmt: skip
-
-
-class Standing:
-    """What is used up of the periods that the budgets of some intents are about; the keys are locked."""
-
-    def __init__(self, driver: Driver, intents: list[Intent]) -> None:
-        self._spent: dict[tuple[str, Window, int], Spent] = {}
-        bounded = [intent for intent in intents if intent.budgets]
-        days = sorted({(intent.key_id, period_start_ms("day", intent.started_at_ms)) for intent in bounded})
-        found = driver.read(PERIODS, [period_values(key_id, day_ms) for key_id, day_ms in days])
-        for (key_id, _), rows in zip(days, found, strict=True):
-            self._spent |= {(key_id, window, start_ms): Spent(*map(int, spent)) for window, start_ms, *spent in rows}
-        for intent in bounded:
-            for budget in intent.budgets:
-                self._begin(driver, intent.key_id, budget.window, period_start_ms(budget.window, intent.started_at_ms))
-
-    def _begin(self, driver: Driver, key_id: str, window: Window, start_ms: int) -> None:
-        """Makes the row of a period that has none."""
-        if (key_id, window, start_ms) in self._spent:
-            return
-        ((known,),) = driver.read(KNOWN, [{"key": key_id, "start_ms": start_ms}])
-        spent = self._spent[key_id, window, start_ms] = Spent(*map(int, known))
-        driver.write(_BEGIN, [{"key_id": key_id, "window": window, "start_ms": start_ms, **spent._asdict()}])
-
-    def of(self, intent: Intent, window: Window) -> Spent:
-        """Of the intent's key, in the period in which it began."""
-        return self._spent[intent.key_id, window, period_start_ms(window, intent.started_at_ms)]
-
-    def add(self, intent: Intent, by: Spent) -> None:
-        """What follows is to fit beside it."""
-        for window, start_ms in periods_ms(intent.started_at_ms).items():
-            place = intent.key_id, window, start_ms
-            if place in self._spent:
-                self._spent[place] = self._spent[place].plus(by)
-
-
-def period_start_ms(window: Window, at_ms: int) -> int:
-    """When the window that `at_ms` lies in began, UTC."""
-    return periods_ms(at_ms)[window]
-
-
-def periods_ms(at_ms: int) -> dict[Window, int]:
-    """When each of the windows that `at_ms` lies in began, UTC."""
-    return _periods_ms(at_ms // DAY_MS)
-
-
-@lru_cache(maxsize=64)
-def _periods_ms(day: int) -> dict[Window, int]:
-    month = datetime.fromtimestamp(day * DAY_MS / 1000, UTC).replace(day=1)
-    return {"day": day * DAY_MS, "month": round(month.timestamp() * 1000), "total": 0}
+        driver.write(_POST, [
+            dict(zip(("of_key", "of_window", "of_start", "of_kind", "of_owner"), of, strict=True)) | {"by": by}
+            for of, by in sorted(self._posted.items()) if by
+        ])  # fmt: skip
 
 
 def period_values(key_id: str, at_ms: int) -> Values:
@@ -144,4 +118,14 @@ PERIODS = sa.select(
 _SPEND = SPENDING.update().where(_OF_PERIODS).values(
     {name: SPENDING.c[name] + sa.bindparam(name) for name in Spent._fields}
 )  # fmt: skip
-_BEGIN = SPENDING.insert()
+_POST = (
+    ALLOTMENTS.update()
+    .where(
+        ALLOTMENTS.c.key_id == sa.bindparam("of_key"),
+        ALLOTMENTS.c.window == sa.bindparam("of_window"),
+        ALLOTMENTS.c.start_ms == sa.bindparam("of_start"),
+        ALLOTMENTS.c.kind == sa.bindparam("of_kind"),
+        ALLOTMENTS.c.owner == sa.bindparam("of_owner"),
+    )
+    .values(posted=ALLOTMENTS.c.posted + sa.bindparam("by"))
+)

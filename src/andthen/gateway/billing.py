@@ -1,11 +1,13 @@
-"""What a request may cost and what it did cost: one hold before its attempts, one settlement after. Knows no HTTP.
+"""What a request may cost and what it did cost: one reservation before its attempts, one settlement after them.
 
-The hold reserves the worst that the request can come to in every budget of its key, and writes the intent down in the
-same transaction. The settlement puts what it did cost in the reservation's place, whatever ended the request.
+The reservation is the most that the request can come to, in every budget of its key; with it the request's intent is
+appended to the journal. The settlement replaces the reservation by what the request did cost, whatever ended it.
 """
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Sequence
 
@@ -13,25 +15,28 @@ from msgspec import Struct
 from msgspec.structs import replace
 
 from andthen.books.keys import Key
-from andthen.books.ledger import Bounded, Call, EndedBy, Intent, Origin, Settlement, Tokens
-from andthen.books.policy import Budget
 from andthen.books.prices import PriceBook
-from andthen.books.store import BooksError
-from andthen.books.writer import LedgerWriter, Writing
 from andthen.contract.errors import BudgetExceeded, ContextLengthExceeded, LedgerUnavailable, ModelNotAllowed
 from andthen.contract.events import Exchange, Usage, total
 from andthen.contract.request import CompletionRequest, Prompt, worst_prompt_tokens
 from andthen.descriptors import or_refusal
 from andthen.gateway.backend import Deployment
 from andthen.gateway.execution import Execution
+from andthen.ledger.budgets import Budgets, Hold
+from andthen.ledger.journal import JournalUnavailable, PendingWrite
+from andthen.ledger.records import Budget, Call, EndedBy, Intent, Origin, Settlement, Shortfall, Tokens
+from andthen.ledger.storage import StorageError
+from andthen.ledger.worker_ledger import WorkerLedger
 from andthen.plan.plan import Plan
 from andthen.plan.spread import Part, parts
 
 Exchanged = tuple[str, Exchange]
 """The whole name of a deployment, and an exchange with it."""
 CountTokens = Callable[[str, str, str, bool], Awaitable[int]]
-"""(who asks, whole name of a local model, text, whether special tokens are read in it) → tokens, a document's start
-included."""
+"""(owner, full name of a local model, text, whether special tokens are read in it) → number of tokens, with the token
+that begins a document."""
+_RESERVE_WAIT_S = 2.0
+"""A request whose cost can't be reserved within this is refused."""
 _MARKERS = 8
 """More than any model's marks of a gap to fill."""
 _NAME_MAX = 256
@@ -63,20 +68,23 @@ class Accounts:
         count_tokens: the embedded engine's tokenizer.
     """
 
-    def __init__(self, pen: LedgerWriter, prices: PriceBook, count_tokens: CountTokens) -> None:
-        self._pen = pen
+    def __init__(
+        self, ledger: WorkerLedger, budgets: Budgets, prices: PriceBook, count_tokens: CountTokens
+    ) -> None:  # fmt: skip
+        self.ledger = ledger
+        self.budgets = budgets
         self._prices = prices
         self._count_tokens = count_tokens
 
     @property
     def ledger_healthy(self) -> bool:
-        """Whether the database took what was written last."""
-        return self._pen.healthy
+        """Whether the database takes what is written, and soon."""
+        return self.ledger.healthy
 
     def open(self, key: Key, request_id: str, account: str) -> Account:
         """A request that passed the key."""
         return Account(self, Intent(
-            id=request_id, key_id=key.id, holder=self._pen.holder, model="", started_at_ms=_now_ms(),
+            id=request_id, key_id=key.id, lease_owner=self.ledger.lease_owner, model="", started_at_ms=_now_ms(),
             account=account, budgets=key.policy.budgets,
         ))  # fmt: skip
 
@@ -93,8 +101,8 @@ class Accounts:
         found = [one for one in candidates if self._prices.price(one[0].model, at_ms) is not None]
         if not found:
             raise ModelNotAllowed(
-                "This key has a budget in money, and nobody has told what this model costs: set its price in "
-                "[prices], or use another model.",
+                "This key has a budget in money, and this model has no price: set it in [prices], or use another "
+                "model.",
                 param="model",
             )
         return found
@@ -136,26 +144,26 @@ class Accounts:
             more = worst_prompt_tokens(suffix, own) + _MARKERS
         return worst_prompt_tokens(prompt, counted) + more
 
-    def begin_intent(self, intent: Intent) -> Writing:
-        """Awaits nothing: see `written`."""
-        return self._pen.intend(intent)
-
-    async def written(self, writing: Writing) -> None:
-        """Raises: BudgetExceeded, LedgerUnavailable, NoDescriptors."""
+    async def reserve(self, hold: Hold) -> None:
+        """Reserves the most that a request can cost. Raises: BudgetExceeded, LedgerUnavailable, NoDescriptors"""
+        outcome = self.budgets.try_reserve(hold)
+        if outcome is True:
+            return
+        if outcome is not False:
+            raise _exceeded(outcome)
         try:
-            bounded = await writing
-        except BooksError as error:
-            raise or_refusal(
-                LedgerUnavailable("The ledger can't be written at the moment: send the request again.")
-            ) from error
-        if bounded is not None:
-            raise BudgetExceeded(_bounded_message(bounded), for_good=bounded.for_good)
+            async with asyncio.timeout(_RESERVE_WAIT_S):
+                shortfall = await self.budgets.reserve(hold)
+        except (StorageError, TimeoutError) as error:
+            raise or_refusal(_unavailable()) from error
+        if shortfall is not None:
+            raise _exceeded(shortfall)
 
-    async def write_settlement(self, settlement: Settlement, writing: Writing | None) -> None:
-        if writing is not None and writing.failed:  # nothing was spent, and the refusal is to be told soon
-            self._pen.hand_in(settlement, writing)
-        else:
-            await self._pen.settle(settlement, writing)
+    async def write_settlement(self, settlement: Settlement, *, opened: bool) -> None:
+        pending = self.ledger.append_settlement(settlement, opened=opened)
+        if settlement.code != LedgerUnavailable.code:  # nothing was spent, and the refusal is to be sent soon
+            with contextlib.suppress(JournalUnavailable):  # it is kept in memory, and written later
+                await pending
 
     def costed(self, exchange: Exchanged, at_ms: int) -> tuple[Call, str]:
         """An exchange as the ledger has it, and the price that was used."""
@@ -179,30 +187,16 @@ class Accounts:
 
 
 class Account:
-    """One request's."""
+    """What one request has in the ledger."""
+
+    __slots__ = ("_accounts", "_intent", "_pending", "_settled")
 
     def __init__(self, accounts: Accounts, intent: Intent) -> None:
         self._accounts = accounts
         self._intent = intent
-        self._writing: Writing | None = None
+        self._pending: PendingWrite | None = None
+        """Of the intent, once it was appended."""
         self._settled = False
-
-    async def reserve(self, execution: Execution) -> None:
-        """Reserves the most that the request can cost, and writes its intent down. Where the key has a budget, only
-        deployments whose price is known may answer.
-
-        Raises:
-            ModelNotAllowed, BudgetExceeded, LedgerUnavailable
-        """
-        if self._intent.budgets:
-            request, at_ms = execution.asked, self._intent.started_at_ms
-            affordable = self._accounts.affordable(execution.planned, self._intent.budgets, at_ms)
-            execution.restrict(affordable)
-            execution.spend_within_budget()
-            micros, tokens = await self._accounts.worst(self._intent.key_id, request, affordable, at_ms)
-            self._intent = replace(self._intent, reserved_micros=micros, reserved_tokens=tokens)
-        self._writing = self._accounts.begin_intent(self._intent)
-        await self._accounts.written(self._writing)
 
     def describe(self, model: str, request: CompletionRequest | None) -> None:
         """What was asked, as far as it is known.
@@ -213,18 +207,40 @@ class Account:
         stream, user = (request.stream, _name(request.user or "")) if request is not None else (False, "")
         self._intent = replace(self._intent, model=_name(model), stream=stream, user=user)
 
+    async def reserve(self, execution: Execution) -> None:
+        """Reserves the most that the request can cost, and appends its intent to the journal. If the key has a budget,
+        only deployments whose price is known may answer.
+
+        Raises:
+            ModelNotAllowed, BudgetExceeded, LedgerUnavailable, NoDescriptors
+        """
+        accounts, intent = self._accounts, self._intent
+        if intent.budgets:
+            affordable = accounts.affordable(execution.planned, intent.budgets, intent.started_at_ms)
+            execution.restrict(affordable)
+            execution.spend_within_budget()
+            micros, tokens = await accounts.worst(intent.key_id, execution.asked, affordable, intent.started_at_ms)
+            self._intent = intent = replace(intent, reserved_micros=micros, reserved_tokens=tokens)
+            await accounts.reserve(Hold(
+                intent.id, intent.lease_owner, intent.key_id, intent.budgets, intent.started_at_ms, micros, tokens
+            ))  # fmt: skip
+            self._intent = intent = replace(intent, budget_owner=accounts.budgets.owner)
+        try:
+            self._pending = accounts.ledger.append_intent(intent)
+            if not self._pending.written:
+                await self._pending
+        except JournalUnavailable as error:
+            raise or_refusal(_unavailable()) from error
+
     async def settle(self, outcome: Outcome) -> None:
         """Writes down how it ended; only the first counts. A cancellation of who waits here loses nothing."""
         if self._settled:
             return
         self._settled = True
-        if self._writing is not None:
-            self._writing.leave()
         costed = [self._accounts.costed(exchange, self._intent.started_at_ms) for exchange in outcome.exchanges]
         calls = tuple(call for call, _ in costed)
         cost_micros, tokens = sum(call.cost_micros for call in calls), _sum([call.tokens for call in calls])
-        if self._intent.budgets:
-            # What a vendor tells is not ours to trust a budget to.
+        if self._intent.budgets:  # a vendor's figures must not empty a budget
             cost_micros = min(cost_micros, self._intent.reserved_micros)
             tokens = _at_most(tokens, self._intent.reserved_tokens)
         settlement = Settlement(
@@ -245,7 +261,9 @@ class Account:
             total_ms=outcome.total_ms,
             calls=calls,
         )
-        await self._accounts.write_settlement(settlement, self._writing)
+        if self._intent.budgets:
+            self._accounts.budgets.settle(self._intent.id, settlement.cost_micros, settlement.tokens.total)
+        await self._accounts.write_settlement(settlement, opened=self._pending is not None)
 
 
 def _now_ms() -> int:
@@ -277,7 +295,7 @@ def _sum(tokens: Sequence[Tokens]) -> Tokens:
 
 
 def _at_most(tokens: Tokens, most: int) -> Tokens:
-    """All in all; what is too much is taken from the prompt's first, where templates stand that nobody can foresee."""
+    """No more than `most` in all. The excess is taken from the prompt's first: a vendor's template is part of them."""
     if tokens.total <= most:
         return tokens
     completion = min(tokens.completion, most)
@@ -291,13 +309,18 @@ def _at_most(tokens: Tokens, most: int) -> Tokens:
     )
 
 
-def _bounded_message(bounded: Bounded) -> str:
-    def told(amount: int) -> str:
-        return f"{amount / 1_000_000:.6f} USD" if bounded.kind == "money" else f"{amount} tokens"
+def _unavailable() -> LedgerUnavailable:
+    return LedgerUnavailable("The ledger can't be written at the moment: send the request again.")
 
-    remedy = "Ask for less, or wait for the next period." if bounded.for_good else "Send it again in a moment."
-    return (
-        f"The key's budget ({bounded.budget.window}, {bounded.kind}) has no room: {told(bounded.spent)} are spent, "
-        f"{told(bounded.reserved)} held by requests under way, and this one may come to {told(bounded.needed)}. "
-        f"{remedy}"
+
+def _exceeded(shortfall: Shortfall) -> BudgetExceeded:
+    def shown(amount: int) -> str:
+        return f"{amount / 1_000_000:.6f} USD" if shortfall.kind == "money" else f"{amount} tokens"
+
+    remedy = "Ask for less, or wait for the next period." if shortfall.for_good else "Send it again in a moment."
+    return BudgetExceeded(
+        f"The key's budget ({shortfall.budget.window}, {shortfall.kind}) has no room: {shown(shortfall.spent)} are "
+        f"spent, {shown(shortfall.reserved)} held by requests under way, and this one may come to "
+        f"{shown(shortfall.needed)}. {remedy}",
+        for_good=shortfall.for_good,
     )
