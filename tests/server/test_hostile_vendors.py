@@ -21,8 +21,9 @@ from urllib.parse import quote
 
 import pytest
 
+from andthen.books.policy import Policy
 from andthen.books.store import open_sqlite
-from andthen.ledger.records import Budget, Policy
+from andthen.ledger.records import Budget
 from tests.server.running import Answer, Running, running
 from tests.upstream.vendor import Playing, Sent, chunk, json_reply
 

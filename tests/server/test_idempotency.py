@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import signal
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 from andthen.books.store import open_sqlite, open_store
+from tests.posted import rows
 from tests.postgres import own_database
 from tests.server.running import COMPLETIONS, WAIT_S, Answer, Running, read_all, read_until, running
 from tests.serving import Server, andthen, free_port, serving, start, wait_until_ready
@@ -40,10 +42,13 @@ def counted(server: Running) -> float:
     return sum(map(float, re.findall(r'andthen_tokens_total\{[^}]*kind="completion"[^}]*\} (\S+)', page)))
 
 
-def rows(home: Path) -> list[dict[str, Any]]:
-    with closing(sqlite3.connect(f"file:{home / 'andthen.db'}?mode=ro", uri=True)) as raw:
-        raw.row_factory = sqlite3.Row
-        return [dict(row) for row in raw.execute("SELECT * FROM requests ORDER BY started_at_ms, id")]
+def row_of(home: Path, request_id: str) -> dict[str, Any]:
+    """The row of one request, once it is there."""
+    for count in itertools.count(1):
+        found = [row for row in rows(home, count) if row["id"] == request_id]
+        if found:
+            return found[0]
+    raise AssertionError
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -58,9 +63,8 @@ def test_the_same_request_gets_the_same_reply_and_is_worked_on_once(scripted: Ru
     assert first.headers["x-request-id"] != second.headers["x-request-id"]
     assert first.headers["x-request-id"] in first.body.decode()
     assert second.headers["x-andthen-plan"] == first.headers["x-andthen-plan"]
-    mine = {row["id"]: row for row in rows(scripted.home)}
-    assert mine[first.headers["x-request-id"]]["origin"] == "model"
-    replay = mine[second.headers["x-request-id"]]
+    assert row_of(scripted.home, first.headers["x-request-id"])["origin"] == "model"
+    replay = row_of(scripted.home, second.headers["x-request-id"])
     assert (replay["origin"], replay["status"], replay["completion_tokens"], replay["model_asked"]) == (
         "replay", 200, 0, "local/count",
     )  # fmt: skip
@@ -134,7 +138,7 @@ def test_the_work_goes_on_when_its_client_leaves(scripted: Running, stream: bool
     assert reply.headers["idempotent-replayed"] == "true"
     assert "".join(re.findall(r'"text":\s?"([^"]*)"', reply.body.decode())) == " 1 2 3 4 5"
     assert counted(scripted) == before + 5
-    (row,) = (row for row in rows(scripted.home) if row["id"] in reply.body.decode())
+    row = row_of(scripted.home, re.findall(r"cmpl-\w+", reply.body.decode())[0])
     assert (row["status"], row["ended_by"], row["completion_tokens"]) == (200, "reply", 5)
 
 
@@ -194,12 +198,14 @@ def test_an_error_that_was_billed_is_kept_and_told_again(before_a_vendor: tuple[
     for _ in range(2):
         header = f"idempotency-key: broken-{stream}"
         with server.sent("go", header, "connection: close", model="team/m", stream=stream) as client:
-            bodies.append(read_all(client).partition(b"\r\n\r\n")[2])
+            head, _, body = read_all(client).partition(b"\r\n\r\n")
+            bodies.append(body)
+            replayed = re.findall(r"x-request-id: (\S+)", head.decode())[0]
     assert bodies[0] == bodies[1]
     assert b'"upstream_garbled"' in bodies[0]
     assert b"[DONE]" not in bodies[0]
     assert len(vendor.sent) == before + 1
-    replay = rows(server.home)[-1]
+    replay = row_of(server.home, replayed)
     assert (replay["origin"], replay["status"], replay["ended_by"]) == (
         ("replay", 200, "reply") if stream else ("replay", 502, "error")
     )

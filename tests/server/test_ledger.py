@@ -18,6 +18,7 @@ import pytest
 from andthen.books.policy import Policy
 from andthen.books.store import open_sqlite
 from andthen.ledger.records import Budget
+from tests import posted
 from tests.serving import Server, serving
 
 WAIT_S = 10
@@ -40,17 +41,7 @@ def replace_key(server: Server, secret: str) -> Server:
 
 
 def rows(server: Server, name: str, count: int = 1) -> list[dict[str, Any]]:
-    """The ledger's rows of a key, oldest first, once there are at least so many and none is open."""
-    deadline = time.monotonic() + WAIT_S
-    while True:
-        with closing(sqlite3.connect(f"file:{server.home / 'andthen.db'}?mode=ro", uri=True)) as raw:
-            raw.row_factory = sqlite3.Row
-            query = "SELECT r.* FROM requests r JOIN keys k ON k.id = r.key_id WHERE k.name = ? ORDER BY started_at_ms"
-            found = [dict(row) for row in raw.execute(query, (name,))]
-        if len(found) >= count and all(row["settled_at_ms"] for row in found):
-            return found
-        assert time.monotonic() < deadline, found
-        time.sleep(0.02)
+    return posted.rows(server.home, count, key=name)
 
 
 def test_a_reply_has_its_row_by_the_time_it_is_there(server: Server) -> None:
