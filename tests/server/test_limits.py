@@ -85,7 +85,10 @@ def test_replicas_count_together_in_redis(tmp_path: Path) -> None:
         assert answer.code == "limits_unavailable"
         assert answer.headers["x-should-retry"] == "true"
         assert one.ask("GET", "/readyz").json == {"status": "ok", "limits": "refusing", "ledger": "ok"}
-        assert 'andthen_uncounted_requests_total{answer="refused"}' in one.ask("GET", "/metrics").body.decode()
+        assert (
+            'andthen_uncounted_requests_total{answer="refused"}'
+            in one.ask("GET", "/metrics", x_api_key=secret).body.decode()
+        )
         redis.start()
         one.until(lambda: limits(one) == "ok", "it is back")
         assert ask(one, secret).status == 200, "a Redis that forgot all begins a new minute"
