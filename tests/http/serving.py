@@ -71,6 +71,12 @@ class Served:
         self.loop.call_soon_threadsafe(run)
         assert done.wait(WAIT_S)
 
+    def hold(self) -> None:
+        """What waits to be released waits from now on; what happened before is forgotten."""
+        self.release.clear()
+        self.began.clear()
+        self.gone.clear()
+
     async def answer(self, request: ServerRequest) -> None:
         self.began.append(request.path)
         request.on_gone = lambda: self.gone.append(request.path)

@@ -25,6 +25,7 @@ HEADER = "Idempotency-Key"
 _MOST_CHARACTERS = 255
 _FIRST_REPLY_ONLY = (b"x-ratelimit-", b"x-andthen-cache", b"age", b"server-timing")
 """How the headers begin that are true for the first request only."""
+_LENGTH = b"content-length"
 _REPLAYED = (b"idempotent-replayed", b"true")
 _MEMBERS = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -103,25 +104,38 @@ async def _replay(ctx: RequestContext, request: CompletionRequest, pieces: Async
 
 async def _play(ctx: RequestContext, pieces: AsyncIterator[Piece], *, replayed: bool) -> None:
     """Sends a reply as it was, or is being, made. A replay is settled before its last byte is sent."""
+    start: Start | None = None
     async for piece in pieces:
         if isinstance(piece, Start):
-            headers = [header for header in piece.headers if not (replayed and header[0].startswith(_FIRST_REPLY_ONLY))]
-            lengths = [int(value) for name, value in headers if name == b"content-length"]
-            headers = [header for header in headers if header[0] != b"content-length"]
-            ctx.streams = (b"content-type", b"text/event-stream") in headers
-            ctx.start(piece.status, [*headers, _REPLAYED] if replayed else headers, length=next(iter(lengths), None))
-        elif isinstance(piece, Data):
-            if piece.last:
-                if replayed:
-                    await settle(ctx)
-                ctx.http.end(piece.data)
-            else:
-                ctx.http.write(piece.data)
-                await ctx.drain()
-        elif not piece.whole:
-            if replayed:
-                await settle(ctx)
-            await ctx.break_off(b"")  # the error is in what was sent
+            start = piece
+            if _is_stream(piece):
+                _start(ctx, piece, replayed=replayed)
+            continue
+        if replayed and (not isinstance(piece, Data) or piece.last):
+            await settle(ctx)
+        # A whole reply's head waits for its body: until then it can be found out whether the client is still there.
+        if ctx.status is None and start is not None:
+            _start(ctx, start, replayed=replayed)
+        if not isinstance(piece, Data):
+            if not piece.whole:
+                await ctx.break_off(b"")  # the error is in what was sent
+        elif piece.last:
+            ctx.http.end(piece.data)
+        else:
+            ctx.http.write(piece.data)
+            await ctx.drain()
+
+
+def _is_stream(start: Start) -> bool:
+    return (b"content-type", b"text/event-stream") in start.headers
+
+
+def _start(ctx: RequestContext, start: Start, *, replayed: bool) -> None:
+    headers = [header for header in start.headers if not (replayed and header[0].startswith(_FIRST_REPLY_ONLY))]
+    length = next((int(value) for name, value in headers if name == _LENGTH), None)
+    headers = [header for header in headers if header[0] != _LENGTH]
+    ctx.streams = _is_stream(start)
+    ctx.start(start.status, [*headers, _REPLAYED] if replayed else headers, length=length)
 
 
 class _RecordedRequest:
@@ -184,7 +198,7 @@ class _RecordedRequest:
 
     def start(self, status: int, headers: Iterable[tuple[bytes, bytes]], *, length: int | None = None) -> None:
         if length is not None:
-            headers = [*headers, (b"content-length", b"%d" % length)]
+            headers = [*headers, (_LENGTH, b"%d" % length)]
         self._recording.add(Start(status, [header for header in headers if header[0] != b"x-request-id"]))
 
     def write(self, data: bytes) -> None:

@@ -67,10 +67,15 @@ class Serving:
         self.deadlines = deadlines
         self.connections: set[Connection] = set()
         self.tasks: set[asyncio.Task[None]] = set()
-        """Of the requests in work, and of connections that are being set up."""
+        """Of requests whose connections have gone on or are closed, and of connections that are being set up."""
         self.draining = False
         """No connection goes on to another request than those that have arrived."""
         self._one_ended = asyncio.Event()
+
+    def keep(self, task: asyncio.Task[None]) -> None:
+        """Until it is done."""
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
 
     def forget(self, connection: Connection) -> None:
         """The connection is closed."""
@@ -111,7 +116,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_address", "_deadline", "_deaf", "_ended", "_eof", "_parser", "_paused", "_phase", "_probe_s", "_refusal",
-        "_refused", "_requests", "_server", "_transport", "_write_deadline", "loop", "write_paused",
+        "_refused", "_requests", "_server", "_task", "_transport", "_write_deadline", "loop", "write_paused",
     )  # fmt: skip
 
     def __init__(self, server: Serving, refused: AndthenError | None = None) -> None:
@@ -135,6 +140,8 @@ class Connection(asyncio.Protocol):
         self._paused = False
         """The connection is not read."""
         self._probe_s = _PROBE_S
+        self._task: asyncio.Task[None] | None = None
+        """Of the request in work, or of the last one."""
         self.write_paused = False
 
     # What the transport calls:
@@ -159,6 +166,8 @@ class Connection(asyncio.Protocol):
         requests, self._requests = self._requests, deque()
         for request in requests:
             request.lose()
+        self._keep_task()
+        self._task = None
         self._server.forget(self)
 
     def data_received(self, data: bytes) -> None:
@@ -288,10 +297,10 @@ class Connection(asyncio.Protocol):
                 return
             if event is None:
                 break
-            if type(event) is RequestHead:
+            if isinstance(event, RequestHead):
                 self._take_head(event)
             else:
-                held_bytes = requests[-1].feed(cast(bytes, event), is_last=parser.is_complete)
+                held_bytes = requests[-1].feed(event, is_last=parser.is_complete)
                 if held_bytes > _UNWANTED_BYTES and not parser.is_complete:
                     self._pause_reading()
                     return
@@ -313,7 +322,7 @@ class Connection(asyncio.Protocol):
             if self._phase is not _Phase.HEAD:
                 self._wait(_Phase.HEAD, self._server.settings.header_timeout_s)
         elif self._requests:
-            if self._requests[0].awaits_body:
+            if not self._requests[0].body_complete and self._requests[0].awaits_body:
                 self._wait(_Phase.BODY, self._server.settings.body_stall_s)
             elif self._phase is not _Phase.NONE:
                 self._stop_waiting()
@@ -338,8 +347,14 @@ class Connection(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _begin(self, request: ServerRequest) -> None:
-        task = self.loop.create_task(self._answer(request))
-        self._server.tasks.add(task)
+        self._keep_task()
+        self._task = self.loop.create_task(self._answer(request))
+
+    def _keep_task(self) -> None:
+        """The event loop keeps no task that waits; a task that this connection lets go of may still have work to
+        do."""
+        if self._task is not None and not self._task.done():
+            self._server.keep(self._task)
 
     async def _answer(self, request: ServerRequest) -> None:
         try:
@@ -349,9 +364,6 @@ class Connection(asyncio.Protocol):
         finally:
             if not request.ended and not request.gone and not self._ended:
                 self.abort()
-            task = asyncio.current_task()
-            if task is not None:
-                self._server.tasks.discard(task)
 
     # Ending:
 
@@ -372,10 +384,10 @@ class Connection(asyncio.Protocol):
             self._requests.pop().lose()
 
     def _drop_all(self) -> None:
-        """What was sent ahead is not answered."""
-        requests, self._requests = self._requests, deque()
-        for request in requests:
-            request.lose()
+        """No request is answered any more: the first was cut short, if it is in work, and no other was begun."""
+        for request in self._requests:
+            request.gone = True
+        self._requests.clear()
 
     def _write_refusal(self, error: AndthenError) -> None:
         body = error_body(error)

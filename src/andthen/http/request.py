@@ -55,26 +55,27 @@ class ServerRequest:
 
     __slots__ = (
         "_body_waiter", "_chunks", "_connection", "_drain_waiter", "_expects_continue", "_framing", "_head", "_left",
-        "_limit", "_size", "address", "body_complete", "ended", "gone", "headers", "http_version", "keep_alive",
-        "length", "method", "on_gone", "on_probe", "on_writable", "path", "query", "started",
+        "_limit", "_size", "address", "body_complete", "ended", "gone", "header", "headers", "http_version",
+        "keep_alive", "length", "method", "on_gone", "on_probe", "on_writable", "path", "query", "started",
     )  # fmt: skip
 
     def __init__(self, connection: Channel, head: RequestHead, address: str) -> None:
         self._connection = connection
-        (
-            self.method,
-            self.path,
-            self.query,
-            self.http_version,
-            self.headers,
-            self.length,
-            self.keep_alive,
-            self._expects_continue,
-        ) = head
-        """`length` is that of the body in bytes, or `CHUNKED`."""
+        self.method = head.method
+        self.path = head.path
+        self.query = head.query
+        self.http_version = head.http_version
+        self.headers = head.headers
+        self.header: Callable[[bytes], bytes | None] = head.fields.get
+        """The first header of a name, which is given in lower case."""
+        self.length = length = head.length
+        """Of the body in bytes, or `CHUNKED`."""
+        self.keep_alive = head.keep_alive
+        """The connection goes on after the reply."""
+        self._expects_continue = head.expects_continue
         self.address = address
         """The IP address at the other end of the connection: a proxy's, where there is one in between."""
-        self.body_complete = not self.length
+        self.body_complete = not length
         self.gone = False
         """The client went away before the reply was complete."""
         self.started = False
@@ -97,13 +98,6 @@ class ServerRequest:
         self._framing = _Framing.LENGTH
         self._left = 0
         """Bytes to be written of the length that was declared."""
-
-    def header(self, name: bytes) -> bytes | None:
-        """The first header of this name, which is given in lower case."""
-        for key, value in self.headers:
-            if key == name:
-                return value
-        return None
 
     @property
     def write_paused(self) -> bool:

@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import enum
 import re
-from typing import NamedTuple
+from functools import lru_cache
 from urllib.parse import unquote
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from msgspec import Struct
 
 from andthen.contract.errors import BadRequest, CallerError, HeadersTooLarge, HttpVersionNotSupported
 
@@ -40,11 +41,14 @@ _CHUNK_LINE = re.compile(
 _CHUNK_LINE_BEGUN = re.compile(rb"[0-9A-Fa-f]{1,16}(?:[;\r]|\Z)")
 _TRAILER = re.compile(rb"(" + _TOKEN + rb"):[\t\x20-\x7e\x80-\xff]*\r\n")
 
-_FRAMING_HEADERS = frozenset((b"connection", b"content-length", b"expect", b"host", b"transfer-encoding"))
+_REMEMBERED = 256
+"""Request lines and hosts that are not read anew each time: clients repeat theirs."""
+_REMEMBERED_BYTES = 256
+"""Longer lines are not remembered, and there are no longer hosts."""
 _FRAMING_TRAILERS = frozenset((b"content-length", b"transfer-encoding"))
 
 
-class RequestHead(NamedTuple):
+class RequestHead(Struct):
     """A request's line and headers."""
 
     method: str
@@ -56,6 +60,8 @@ class RequestHead(NamedTuple):
     """`1.0` or `1.1`."""
     headers: Headers
     """The names in lower case."""
+    fields: dict[bytes, bytes]
+    """The first header of each name."""
     length: int
     """Of the body in bytes, or `CHUNKED`."""
     keep_alive: bool
@@ -150,32 +156,47 @@ class RequestParser:
         return None
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Called by llhttp."""
-        self._headers.append((name.lower(), value.rstrip(b" \t")))
+        """Called by llhttp. White space before the value is left out already, that behind it is not."""
+        self._headers.append((name.lower(), value))
 
     def _next_head(self) -> RequestHead | None:
         data, at = self._data, self._at
+        if at == len(data):
+            return None
         while data.startswith(b"\r\n", at):  # some clients end a body with one (RFC 9112, section 2.2)
             self._at = at = at + 2
-        end = data.find(b"\r\n\r\n", at)
-        size = (end + 4 if end >= 0 else len(data)) - at
-        if size > self.header_bytes:
+        end = data.find(b"\r\n\r\n", at) + 4
+        if end < 4:
+            self._check_partial_head(data, at)
+            return None
+        if end - at > self.header_bytes:
             raise self._too_large()
-        if not size or (size == 1 and data.startswith(b"\r", at)):
-            return None
-        self._feed(data, at, at + size)
-        if end < 0:
-            return None
-        line = _REQUEST_LINE.match(data, at)
-        if line is None:
-            raise _bad_head(data, at, "Invalid request line")
-        self._at = at + size
+        self._feed(data, at, end)
         headers, self._headers = self._headers, []
         self._head_parser = None
         self._fed = 0
-        head = _head(line, headers)
-        self._begin_body(head.length)
+        self._at = end
+        if data.find(b" \r", at, end) >= 0 or data.find(b"\t\r", at, end) >= 0:
+            headers = [(name, value.rstrip(b" \t")) for name, value in headers]
+        line = data[at : data.index(b"\n", at) + 1]
+        head = _head(_read_line(line) if len(line) > _REMEMBERED_BYTES else _remembered_line(line), headers)
+        length = head.length
+        self.is_complete = not length
+        if length > 0:
+            self._left = length
+            self._state = _BODY
+        elif length:
+            self._framing_bytes = 0
+            self._state = _CHUNK_LINE_STATE
         return head
+
+    def _check_partial_head(self, data: bytes, at: int) -> None:
+        """Finds what is wrong with a head before it has arrived whole."""
+        size = len(data) - at
+        if size > self.header_bytes:
+            raise self._too_large()
+        if size > 1 or (size and not data.startswith(b"\r", at)):
+            self._feed(data, at, len(data))
 
     def _feed(self, data: bytes, at: int, end: int) -> None:
         """Gives llhttp what it has not got of the head."""
@@ -189,15 +210,6 @@ class RequestParser:
         except HttpParserError as error:
             raise _bad_head(data, at, str(error)) from None
         self._fed = end - at
-
-    def _begin_body(self, length: int) -> None:
-        self.is_complete = not length
-        if length > 0:
-            self._left = length
-            self._state = _BODY
-        elif length:
-            self._framing_bytes = 0
-            self._state = _CHUNK_LINE_STATE
 
     def _next_piece(self) -> bytes | None:
         data, at = self._data, self._at
@@ -289,58 +301,90 @@ class RequestParser:
         )
 
 
-def _head(line: re.Match[bytes], headers: Headers) -> RequestHead:
-    """Raises: BadRequest"""
-    is_1_1 = line[3] == b"1"
-    hosts: list[bytes] = []
-    length = 0
-    options = b""
-    expects_continue = False
-    for name, value in headers:
-        if name not in _FRAMING_HEADERS:
-            continue
-        if name == b"host":
-            hosts.append(value)
-        elif name == b"content-length":
-            length = int(value)  # llhttp takes digits only, one such header, and none beside a transfer-encoding
-        elif name == b"transfer-encoding":
-            if length or not is_1_1 or value.lower() != b"chunked":
-                raise BadRequest("The only transfer coding is `chunked`, in HTTP/1.1: send a `content-length`.")
-            length = CHUNKED
-        elif name == b"connection":
-            options += b"," + value.lower()
-        else:
-            expects_continue = is_1_1 and value.lower() == b"100-continue"
-    if (len(hosts) != 1 and (is_1_1 or hosts)) or not all(map(_HOST.fullmatch, hosts)):
-        raise BadRequest("A request has one valid `host` header: send one.")
-    path, query = _target(line[2], headers)
-    keep_alive = is_1_1 and (not options or b"close" not in [option.strip() for option in options.split(b",")])
-    return RequestHead(
-        line[1].decode(), path, query, "1.1" if is_1_1 else "1.0", headers, length, keep_alive, expects_continue
-    )
-
-
-def _target(target: bytes, headers: Headers) -> tuple[str, bytes]:
-    """The path, decoded, and the query. A host in the target takes the place of the header's (RFC 9112, section 3.2.2).
-
-    Raises:
-        BadRequest
-    """
+def _read_line(line: bytes) -> tuple[str, str, bytes, str, bytes | None]:
+    """Method, path, query, version and, from a target in absolute form, the host. Raises: CallerError"""
+    found = _REQUEST_LINE.fullmatch(line)
+    if found is None:
+        raise _bad_head(line, 0, "Invalid request line")
+    method, target, minor = found.groups()
+    host = None
     if not target.startswith(b"/"):
         absolute = _ABSOLUTE.fullmatch(target)
         if absolute is None or not _HOST.fullmatch(absolute[1]):
             raise BadRequest("The request's target is no path: send one that begins with `/`.")
-        headers[:] = [(name, absolute[1] if name == b"host" else value) for name, value in headers]
-        target = absolute[2] if absolute[2].startswith(b"/") else b"/" + absolute[2]
+        host, target = absolute.groups()
+        if not target.startswith(b"/"):
+            target = b"/" + target
     raw, _, query = target.partition(b"?")
     path = raw.decode("ascii")
-    return unquote(path) if "%" in path else path, query
+    return method.decode(), unquote(path) if "%" in path else path, query, f"1.{minor.decode()}", host
+
+
+_remembered_line = lru_cache(_REMEMBERED)(_read_line)
+
+
+def _head(line: tuple[str, str, bytes, str, bytes | None], headers: Headers) -> RequestHead:
+    """Raises: BadRequest"""
+    method, path, query, version, host_of_target = line
+    is_1_1 = version == "1.1"
+    fields = dict(headers)
+    if len(fields) != len(headers):
+        fields = _merged(headers)
+    host = fields.get(b"host")
+    if is_1_1 if host is None else not _is_host(host):
+        raise _bad_host()
+    if host_of_target is not None:  # it takes the place of the header's (RFC 9112, section 3.2.2)
+        fields[b"host"] = host_of_target
+        headers = [(name, host_of_target if name == b"host" else value) for name, value in headers]
+    length = 0
+    if b"content-length" in fields:
+        length = int(fields[b"content-length"])  # llhttp has seen to it that it is a number, and stands alone
+    elif b"transfer-encoding" in fields:
+        if not is_1_1 or fields[b"transfer-encoding"].lower() != b"chunked":
+            raise _bad_coding()
+        length = CHUNKED
+    options = fields.get(b"connection")
+    keep_alive = is_1_1 and (options is None or not _says_close(options))
+    expects_continue = is_1_1 and fields.get(b"expect", b"").lower() == b"100-continue"
+    return RequestHead(method, path, query, version, headers, fields, length, keep_alive, expects_continue)
+
+
+@lru_cache(_REMEMBERED)
+def _is_host(value: bytes) -> bool:
+    return len(value) <= _REMEMBERED_BYTES and _HOST.fullmatch(value) is not None
+
+
+def _says_close(connection: bytes) -> bool:
+    if connection == b"keep-alive":
+        return False
+    return any(option.strip() == b"close" for option in connection.lower().split(b","))
+
+
+def _merged(headers: Headers) -> dict[bytes, bytes]:
+    """The headers by name, where some names are repeated. Raises: BadRequest"""
+    names = [name for name, _ in headers]
+    if names.count(b"host") > 1:
+        raise _bad_host()
+    if names.count(b"transfer-encoding") > 1:
+        raise _bad_coding()
+    fields = dict(reversed(headers))
+    if b"connection" in fields:
+        fields[b"connection"] = b",".join(value for name, value in headers if name == b"connection")
+    return fields
 
 
 def _bad_head(data: bytes, at: int, reason: str) -> CallerError:
     if _OTHER_VERSION.match(data, at):
         return HttpVersionNotSupported("This server speaks HTTP/1.1: send a request in that version.")
     return BadRequest(f"The request is malformed ({reason}): send well-formed HTTP/1.1.")
+
+
+def _bad_host() -> BadRequest:
+    return BadRequest("A request has one valid `host` header: send one.")
+
+
+def _bad_coding() -> BadRequest:
+    return BadRequest("The only transfer coding is `chunked`, in HTTP/1.1: send a `content-length`.")
 
 
 def _bad_chunk() -> BadRequest:

@@ -81,9 +81,7 @@ class HttpServer(Serving):
                 self._pause_accepting(listening)
                 return
             accepted.setblocking(False)
-            task = self.loop.create_task(self._connect(accepted))
-            self.tasks.add(task)
-            task.add_done_callback(self.tasks.discard)
+            self.keep(self.loop.create_task(self._connect(accepted)))
             if not spare_for_upstream(accepted.fileno()):
                 self._pause_accepting(listening)
                 return
