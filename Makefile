@@ -14,7 +14,7 @@ DEV := .venv/.dev-installed
 CLIENT_STAMPS := $(CLIENTS:%=.venvs/%/.installed) $(SDKS:%=.venvs/%/.installed)
 NODE_MODULES := tests/clients/node/node_modules/.package-lock.json
 
-.PHONY: help install serve test check audit format soak bench docs prices lock model clients chromium clean
+.PHONY: help install serve test check audit format soak bench docs prices lock model clients chromium proxies clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | sort | while IFS="$$(printf '\t')" read -r name what; do \
@@ -25,7 +25,7 @@ install: $(RUNTIME)  ## make .venv, with .venv/bin/andthen in it
 serve: $(RUNTIME)  ## install what is missing and start the server (PORT=…, HOST=…, ARGS="--model NAME=PATH")
 	@exec .venv/bin/andthen serve $(if $(PORT),--port "$(PORT)") $(if $(HOST),--host "$(HOST)") $(ARGS)
 
-test: $(DEV) clients chromium  ## install what is missing and run the whole suite (ARGS="-k name")
+test: $(DEV) clients chromium proxies  ## install what is missing and run the whole suite (ARGS="-k name")
 	$(PY) -m pytest $(ARGS)
 
 check: $(DEV)  ## lint, types, floors, sizes, freshness of the docs and of the prices
@@ -112,3 +112,10 @@ chromium:
 	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get -qq update && \
 	    DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends chromium >/dev/null; } || \
 	  { echo "The page is tested in Chromium, and none is here. Install it: apt-get install chromium" >&2; exit 1; }
+
+# RUNLEVEL=1: the packages bring services, which are not to be started.
+proxies:
+	@PATH="$$PATH:/usr/sbin"; { command -v nginx && command -v caddy; } >/dev/null || \
+	  { test "$$(id -u)" = 0 && command -v apt-get >/dev/null && apt-get -qq update && RUNLEVEL=1 \
+	    DEBIAN_FRONTEND=noninteractive apt-get -qq install --yes --no-install-recommends nginx-light caddy >/dev/null; } || \
+	  { echo "The server is tested behind nginx and Caddy, and one is missing. Install both: apt-get install nginx-light caddy" >&2; exit 1; }

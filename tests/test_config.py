@@ -11,7 +11,7 @@ import pytest
 from andthen import config
 from andthen.config import ConfigError, database, load
 from andthen.config.markdown import settings_markdown
-from andthen.config.values import setting_types, variable_name
+from andthen.config.values import describe, parsed_variable, setting_types, variable_name
 
 
 @pytest.fixture
@@ -80,6 +80,64 @@ def test_variables_are_read_as_their_setting_wants_them(environ: dict[str, str])
     assert found.server.metrics_key == "17"
     assert found.logs.level == "debug"
     assert found.limits.max_stops == 16
+
+
+LIST_SETTINGS = [
+    (section, name)
+    for section, kind in config.SECTIONS.items()
+    for name, wanted in setting_types(kind).items()
+    if "a list" in describe(wanted)
+]
+
+
+@pytest.mark.parametrize(("section", "name"), LIST_SETTINGS)
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ('["http://a"]', ("http://a",)),
+        (' [ "http://a", "http://b,c" ]\n', ("http://a", "http://b,c")),
+        ("[]", ()),
+        ("http://a", ("http://a",)),
+        ("http://a, http://b,", ("http://a", "http://b")),
+    ],
+)
+def test_a_list_in_a_variable_is_json_or_has_commas(
+    environ: dict[str, str], section: str, name: str, text: str, wanted: tuple[str, ...]
+) -> None:
+    found = load(environ | {variable_name(section, name): text})
+    assert getattr(getattr(found, section), name) == wanted
+
+
+@pytest.mark.parametrize(("section", "name"), LIST_SETTINGS)
+@pytest.mark.parametrize("text", ['["http://a"', "[http://a]", '["http://a", 1]', '["http://a"] x', '[["http://a"]]'])
+def test_a_list_in_a_variable_that_is_no_json_is_refused(
+    environ: dict[str, str], section: str, name: str, text: str
+) -> None:
+    variable = variable_name(section, name)
+    with pytest.raises(ConfigError, match=rf'{variable}: must be a list.* as JSON: \["a", "b"\], or with commas'):
+        load(environ | {variable: text})
+
+
+@pytest.mark.parametrize(
+    ("wanted", "text", "value"),
+    [
+        (dict[str, int], '{"a": 1}', {"a": 1}),
+        (dict[str, int] | None, "{}", {}),
+        (dict[str, int], "a=1", None),
+        (dict[str, int], "[]", None),
+        (tuple[int, int], "[1, 2]", (1, 2)),
+        (tuple[int, int], "1, 2", (1, 2)),
+        (tuple[int, ...] | None, "1", (1,)),
+        (tuple[int, int], "[1]", None),
+        (tuple[int, int], "1", None),
+    ],
+)
+def test_every_list_and_table_in_a_variable_may_be_json(wanted: object, text: str, value: object) -> None:
+    if value is None:
+        with pytest.raises(ConfigError, match=r"ANDTHEN_X: must be .* as JSON: [{\[]"):
+            parsed_variable(text, wanted, "ANDTHEN_X")
+    else:
+        assert parsed_variable(text, wanted, "ANDTHEN_X") == value
 
 
 FILE_ERRORS = {

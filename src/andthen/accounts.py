@@ -17,22 +17,19 @@ from msgspec.structs import replace
 from andthen.books.keys import Key
 from andthen.books.prices import PriceBook
 from andthen.complete import Work
-from andthen.contract.errors import AndthenError, BudgetExceeded, LedgerUnavailable, ModelNotAllowed
+from andthen.contract.errors import (
+    AndthenError,
+    BudgetExceeded,
+    ContextLengthExceeded,
+    LedgerUnavailable,
+    ModelNotAllowed,
+)
 from andthen.contract.events import Exchange, Usage, total
-from andthen.contract.request import CompletionRequest, Prompt
+from andthen.contract.request import CompletionRequest, Prompt, worst_prompt_tokens
+from andthen.descriptors import or_refusal
 from andthen.ledger.budgets import Budgets, Hold
 from andthen.ledger.journal import JournalUnavailable, PendingWrite
-from andthen.ledger.records import (
-    Budget,
-    Call,
-    EndedBy,
-    Intent,
-    Origin,
-    Settlement,
-    Shortfall,
-    Tokens,
-    worst_prompt_tokens,
-)
+from andthen.ledger.records import Budget, Call, EndedBy, Intent, Origin, Settlement, Shortfall, Tokens
 from andthen.ledger.storage import StorageError
 from andthen.ledger.worker_ledger import WorkerLedger
 from andthen.plan.plan import Plan
@@ -41,8 +38,9 @@ from andthen.sources import Deployment, Placed
 
 Exchanged = tuple[str, Exchange]
 """The whole name of a deployment, and an exchange with it."""
-CountTokens = Callable[[str, str, bool], Awaitable[int]]
-"""(whole name of a local model, text, whether special tokens are read in it) → tokens, a document's start included."""
+CountTokens = Callable[[str, str, str, bool], Awaitable[int]]
+"""(who asks, whole name of a local model, text, whether special tokens are read in it) → tokens, a document's start
+included."""
 _RESERVE_WAIT_S = 2.0
 """A request whose cost can't be reserved within this is refused."""
 _MARKERS = 8
@@ -116,7 +114,7 @@ class Accounts:
         return found
 
     async def worst(
-        self, request: CompletionRequest, candidates: Sequence[tuple[Deployment, Plan]], at_ms: int
+        self, key_id: str, request: CompletionRequest, candidates: Sequence[tuple[Deployment, Plan]], at_ms: int
     ) -> tuple[int, int]:
         """The most that an answer by the dearest of the candidates can cost: millionths of a dollar, and tokens."""
         micros = tokens = 0
@@ -125,32 +123,36 @@ class Accounts:
             price = self._prices.price(deployment.model, at_ms)
             own_micros = own_tokens = 0
             for part in parts(request, plan):
-                prompt = sum([
-                    await self._prompt_tokens(deployment.model if is_local else None, one, part.request)
-                    for one in part.request.prompts
-                ])  # fmt: skip
+                try:
+                    prompt = sum([
+                        await self._prompt_tokens(key_id, deployment.model if is_local else None, one, part.request)
+                        for one in part.request.prompts
+                    ])  # fmt: skip
+                except ContextLengthExceeded:
+                    continue  # the engine will refuse it likewise, before it costs anything
                 completion = _completions(part) * part.request.max_tokens
                 own_tokens += prompt + completion
                 own_micros += 0 if price is None else price.worst_micros(prompt, completion)
             micros, tokens = max(micros, own_micros), max(tokens, own_tokens)
         return micros, tokens
 
-    async def _prompt_tokens(self, model: str | None, prompt: Prompt, request: CompletionRequest) -> int:
+    async def _prompt_tokens(self, key_id: str, model: str | None, prompt: Prompt, request: CompletionRequest) -> int:
         suffix = request.suffix
         special = request.parse_special and suffix is None  # around a gap the engine reads none
         counted: int | None = None
         if isinstance(prompt, tuple):
             counted = len(prompt) if model is not None else None
         elif model is not None:
-            counted = await self._count_tokens(model, prompt, special)
+            counted = await self._count_tokens(key_id, model, prompt, special)
         more = 0
         if suffix is not None:
-            own = await self._count_tokens(model, suffix, special) if model is not None else None
+            own = await self._count_tokens(key_id, model, suffix, special) if model is not None else None
             more = worst_prompt_tokens(suffix, own) + _MARKERS
         return worst_prompt_tokens(prompt, counted) + more
 
     async def reserve(self, hold: Hold) -> None:
-        """Reserves what a request may cost, where that takes others. Raises: BudgetExceeded, LedgerUnavailable"""
+        """Reserves what a request may cost, where that takes others. Raises: BudgetExceeded, LedgerUnavailable,
+        NoDescriptors"""
         try:
             async with asyncio.timeout(_RESERVE_WAIT_S):
                 shortfall = await self.budgets.reserve(hold)
@@ -220,7 +222,7 @@ class Account:
             return self._placed
         affordable = self._accounts.affordable(work.candidates, intent.budgets, intent.started_at_ms)
         work.bound(affordable)
-        micros, tokens = await self._accounts.worst(request, affordable, intent.started_at_ms)
+        micros, tokens = await self._accounts.worst(intent.key_id, request, affordable, intent.started_at_ms)
         self._intent = intent = replace(intent, reserved_micros=micros, reserved_tokens=tokens)
         hold = Hold(
             intent.id, intent.lease_owner, intent.key_id, intent.budgets, intent.started_at_ms, micros, tokens
@@ -248,7 +250,8 @@ class Account:
             self._refusal = _unavailable()
 
     async def _placed(self) -> None:
-        """Returns once the cost is reserved and the intent written. Raises: BudgetExceeded, LedgerUnavailable"""
+        """Returns once the cost is reserved and the intent written. Raises: BudgetExceeded, LedgerUnavailable,
+        NoDescriptors"""
         if self._reserving is not None:
             await asyncio.wait((self._reserving,))  # one that stops waiting must not end it for the others
             self._reserving.result()
@@ -269,6 +272,11 @@ class Account:
             self._reserving.cancel()
         costed = [self._accounts.costed(exchange, self._intent.started_at_ms) for exchange in outcome.exchanges]
         calls = tuple(call for call, _ in costed)
+        cost_micros, tokens = sum(call.cost_micros for call in calls), _sum([call.tokens for call in calls])
+        if self._intent.budgets:
+            # A budget must not depend on what a vendor reports.
+            cost_micros = min(cost_micros, self._intent.reserved_micros)
+            tokens = _at_most(tokens, self._intent.reserved_tokens)
         settlement = Settlement(
             intent=self._intent,
             status=outcome.status,
@@ -276,8 +284,8 @@ class Account:
             settled_at_ms=_now_ms(),
             code=outcome.code,
             model=_name(outcome.model),
-            tokens=_sum([call.tokens for call in calls]),
-            cost_micros=sum(call.cost_micros for call in calls),
+            tokens=tokens,
+            cost_micros=cost_micros,
             price=next((price for _, price in reversed(costed) if price), ""),
             plan=outcome.plan,
             origin=outcome.origin,
@@ -320,14 +328,29 @@ def _sum(tokens: Sequence[Tokens]) -> Tokens:
     )
 
 
+def _at_most(tokens: Tokens, most: int) -> Tokens:
+    """All in all; what is too much is taken from the prompt's first, where templates stand that nobody can foresee."""
+    if tokens.total <= most:
+        return tokens
+    completion = min(tokens.completion, most)
+    prompt = min(tokens.prompt, most - completion)
+    return Tokens(
+        prompt=prompt,
+        cached=min(tokens.cached, prompt),
+        completion=completion,
+        reasoning=min(tokens.reasoning, completion),
+        source="bounded",
+    )
+
+
 def _look_at(task: asyncio.Task[None]) -> None:
     """Who waited for it may have left."""
     if not task.cancelled():
         task.exception()
 
 
-def _unavailable() -> LedgerUnavailable:
-    return LedgerUnavailable("The ledger can't be written at the moment: send the request again.")
+def _unavailable() -> AndthenError:
+    return or_refusal(LedgerUnavailable("The ledger can't be written at the moment: send the request again."))
 
 
 def _exceeded(shortfall: Shortfall) -> BudgetExceeded:

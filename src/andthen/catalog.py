@@ -39,6 +39,7 @@ class Catalog:
         self.upstream = upstream
         self._transport = transport
         self._limits = limits
+        self._secrets = upstream.secrets
         shared = (share.model for shares in upstream.routes.values() for share in shares)
         names = (*upstream.listed(), *(name for name in shared if upstream.find(name) is not None))
         self._configured = dict.fromkeys(name for name in names if name not in upstream.routes)
@@ -141,8 +142,9 @@ class Catalog:
     def _made(self, name: str, remote: Remote, model: str) -> Deployment:
         resolved = remote.resolved(model)
         source = RemoteSource(
-            remote, model, resolved.wire(), transport=self._transport, settings=self.upstream.settings
-        )
+            remote, model, resolved.wire(),
+            transport=self._transport, settings=self.upstream.settings, secrets=self._secrets,
+        )  # fmt: skip
         abilities = resolved.abilities(name, self._limits)
         return Deployment(
             name, abilities, source, cools=True, identity=remote.identity(model), provider=remote.provider,

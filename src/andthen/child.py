@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,9 +21,20 @@ from msgspec import Struct
 
 _Boot = TypeVar("_Boot", bound=Struct)
 
+_NEEDED = re.compile(
+    r"PATH|HOME|USER|LOGNAME|LANG|LANGUAGE|LC_\w+|TZ|TZDIR|TMPDIR|VIRTUAL_ENV|PYTHON_?[A-Z]+"
+    r"|(LD|DYLD)_(LIBRARY_PATH|PRELOAD|INSERT_LIBRARIES)|MALLOC_\w+|GLIBC_TUNABLES"
+)
+"""Names of variables that any program in Python may need."""
+
 
 def spawn(
-    command: Sequence[str], boot: Struct, *, descriptors: Sequence[int], environment: Mapping[str, str]
+    command: Sequence[str],
+    boot: Struct,
+    *,
+    descriptors: Sequence[int],
+    inherited: re.Pattern[str],
+    environment: Mapping[str, str],
 ) -> subprocess.Popen[bytes]:
     """Starts a child. It is told to stop by closing the returned process's `stdin`.
 
@@ -30,13 +42,18 @@ def spawn(
         command: runs a program that calls `read_boot` and `on_told_to_stop`.
         boot: what it is told.
         descriptors: open files that it inherits under the same numbers.
-        environment: what is set in its environment beyond our own.
+        inherited: names of variables that it gets from our environment, beyond what every program needs. It gets no
+            others: ours may hold the keys of vendors.
+        environment: what is set in its environment beyond those.
     """
+    passed_on = {
+        name: value for name, value in os.environ.items() if _NEEDED.fullmatch(name) or inherited.fullmatch(name)
+    }
     process = subprocess.Popen(  # noqa: S603 - our own command
         command,
         stdin=subprocess.PIPE,
         pass_fds=descriptors,
-        env={**os.environ, **environment},
+        env={**passed_on, **environment},
         start_new_session=True,
     )
     if process.stdin:

@@ -15,6 +15,7 @@ from andthen.contract.errors import (
     EngineRestarted,
     ModelNotFound,
     NoCapacity,
+    NoDescriptors,
     RateLimited,
     UnsupportedParameter,
     UpstreamError,
@@ -154,7 +155,11 @@ class Work:
 
     def _failed(self, health: Health, deployment: Deployment, error: AndthenError) -> None:
         """Lets a deployment cool down that the error speaks against."""
-        if deployment.cools and isinstance(error, _SPEAKS_AGAINST) and not isinstance(error, UpstreamRefused):
+        if (
+            deployment.cools
+            and isinstance(error, _SPEAKS_AGAINST)
+            and not isinstance(error, NoDescriptors | UpstreamRefused)
+        ):
             own_s = error.retry_after_s if error.retry_after_s != error.usual_retry_after_s else None
             health.failed(time.monotonic(), own_s, self._catalog.upstream.settings)
 

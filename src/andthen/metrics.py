@@ -104,8 +104,8 @@ _LEDGER_HEALTHY = Row(
 _UNRECORDED = Row(
     "andthen_unrecorded_requests_total",
     "counter",
-    "Requests that were refused and cost nothing while the ledger's database took nothing, and have no row there; code "
-    "is the error's, or `caller` where the caller went away.",
+    "Requests that were refused and cost nothing while the ledger's journal was full, and have no row; code is the "
+    "error's, or `caller` where the caller went away.",
     ("code",),
 )
 _WORKERS = Row("andthen_workers", "gauge", "Processes that serve HTTP.")
@@ -135,6 +135,12 @@ _ENGINE_COUNTERS = {
         "andthen_engine_cached_tokens_total", "counter", "Prompt tokens that the prefix cache spared."
     ),
     "generated_tokens": Row("andthen_engine_generated_tokens_total", "counter", "Tokens that the engine generated."),
+    "recomputed_tokens": Row(
+        "andthen_engine_recomputed_tokens_total", "counter", "Tokens that the engine computed again after a preemption."
+    ),
+    "preemptions": Row(
+        "andthen_engine_preemptions_total", "counter", "Sequences that gave up their place in the engine to others."
+    ),
 }
 """By what the engine calls them."""
 _ENGINE_GAUGES = {

@@ -17,7 +17,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -32,10 +31,13 @@ from andthen import logs, metrics
 from andthen.books.hub import Hub
 from andthen.books.store import open_store
 from andthen.config import Config
+from andthen.descriptors import log_none_left, means_none_left
 from andthen.engine import process as engine_process
 from andthen.engine.client import EngineClient
+from andthen.engine.pulse import Pulse, Watch
 from andthen.ledger.recovery import new_lease_owner
 from andthen.reload import Control, NotReloaded, check_live, live_settings
+from andthen.run_dir import run_dir
 from andthen.server import worker
 from andthen.server.renewal import offered
 from andthen.server.settings import FIRST_PORT, LAST_PORT
@@ -107,13 +109,9 @@ def serve(
     Raises:
         CannotListen: the directory for the engine's socket can't be used.
     """
-    run_dir = Path(tempfile.mkdtemp(prefix="andthen-"))
-    try:
-        with listening, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            supervisor = _Supervisor(config, listening, run_dir, engine_command)
-            return runner.run(supervisor.run(on_serving, read_again))
-    finally:
-        shutil.rmtree(run_dir, ignore_errors=True)
+    with run_dir() as folder, listening, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        supervisor = _Supervisor(config, listening, folder, engine_command)
+        return runner.run(supervisor.run(on_serving, read_again))
 
 
 class Keeper(threading.Thread):
@@ -155,7 +153,9 @@ class Keeper(threading.Thread):
                 return 0
             try:
                 process = self._process = self._start_process()
-            except OSError:
+            except OSError as error:
+                if means_none_left(error):
+                    log_none_left()
                 _LOG.exception("process_not_started", place=self._place)
                 return os.EX_OSERR
         _LOG.info("process_started", place=self._place, pid=process.pid)
@@ -214,6 +214,8 @@ class _Supervisor:
         self._engine = Keeper(
             engine_process.PLACE, lambda: engine_process.spawn(self._engine_boot(), engine_command), self._engine_died
         )
+        self._pulse = Pulse()
+        self._watch = Watch(self._pulse, config.engine.hang_s, self._engine_hung)
         self._workers: list[Keeper] = []
 
     async def run(self, on_serving: Callable[[], None], read_again: Callable[[], Config]) -> int:
@@ -224,6 +226,8 @@ class _Supervisor:
         self._loop.add_signal_handler(signal.SIGHUP, self._hung_up, control)
         worker.raise_open_files()
         self._engine.start()
+        if self._config.engine.hang_s:
+            self._watch.start()
 
         def serving() -> None:
             self._engine_answered = True
@@ -236,9 +240,11 @@ class _Supervisor:
                 else:
                     await self._serve_with_workers(serving)
         finally:
+            self._watch.stop()
             self._engine.tell_stop()
             await asyncio.to_thread(self._engine.wait_stopped, _ENGINE_STOP_S)
             self._engine_socket.close()
+            self._pulse.close()
         return self._exit_code
 
     async def _serve_with_workers(self, serving: Callable[[], None]) -> None:
@@ -311,7 +317,11 @@ class _Supervisor:
 
     def _engine_boot(self) -> engine_process.Boot:
         return engine_process.Boot(
-            self._engine_socket.fileno(), str(self._run_dir), self._config.engine, self._config.logs
+            self._engine_socket.fileno(),
+            str(self._run_dir),
+            self._config.engine,
+            self._config.logs,
+            self._pulse.descriptor,
         )
 
     def _boot(self, place: str, listening_fd: int) -> worker.WorkerBoot:
@@ -331,7 +341,12 @@ class _Supervisor:
             live=live_settings(self._config),
         )
 
+    def _engine_hung(self, silent_s: float) -> None:
+        _LOG.error("engine_hung", silent_s=silent_s)
+        self._engine.kill(for_good=False)
+
     def _engine_died(self, code: int) -> None:
+        self._pulse.clear()
         self._deaths.labels("engine").inc()
         metrics.forget(self._run_dir, engine_process.PLACE)
         if code == engine_process.EXIT_CANNOT_START and not self._engine_answered:

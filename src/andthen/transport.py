@@ -15,7 +15,6 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextvars import ContextVar
 from functools import cache
-from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakSet
@@ -28,7 +27,16 @@ from aiohttp.tracing import Trace
 from yarl import URL
 
 from andthen import __version__
-from andthen.contract.errors import UpstreamError, UpstreamGarbled, UpstreamTimeout, UpstreamUnreachable
+from andthen.contract.errors import (
+    AndthenError,
+    ReplyTooLarge,
+    UpstreamError,
+    UpstreamGarbled,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from andthen.descriptors import or_refusal, upstream_socket
+from andthen.vendors.addresses import is_public
 from andthen.vendors.settings import Access
 from andthen.wire.base import Call, Headers
 
@@ -44,6 +52,8 @@ _WRITTEN_AT_ONCE_BYTES = 2**20
 _MAX_LINE_BYTES = 8190
 _MAX_HEADER_BYTES = 16_384
 _MAX_HEADERS = 128
+_MAX_INTERIM = 8
+"""Replies with a status of 100 to 199 before the one that counts. Servers send one or two."""
 
 # Decompressing costs a stream its pace where the vendor fills its compressor's blocks first, so none is asked for.
 _HEADERS = {"user-agent": f"andthen/{__version__}", "accept-encoding": "identity"}
@@ -116,6 +126,7 @@ class Transport:
                 max_line_size=_MAX_LINE_BYTES,
                 max_field_size=_MAX_HEADER_BYTES,
                 max_headers=_MAX_HEADERS,
+                response_class=_Response,
             )
         return self._sessions[key]
 
@@ -127,6 +138,7 @@ class Reply:
     Entering raises what `placed` raises. Entering and reading raise:
         UpstreamTimeout: one of `access.timeouts` has passed; the message says which.
         UpstreamUnreachable: no connection, or one that closed before the reply began.
+        NoDescriptors: no connection, for this process has no file descriptor left for one.
         UpstreamGarbled: the reply is not HTTP, or is cut off.
     """
 
@@ -175,7 +187,7 @@ class Reply:
         started = self._loop.time()
         self._total_at = started + self._access.timeouts.total_s
         self._arm("connect_s", started)
-        failure: UpstreamError | None = None
+        failure: AndthenError | None = None
         token = _exchange.set(self)
         try:
             async with asyncio.timeout_at(self._due) as self._timer:
@@ -202,12 +214,12 @@ class Reply:
             yield data
 
     async def body(self, most: int) -> bytes:
-        """The whole body. One of more than `most` bytes is `UpstreamGarbled`."""
+        """The whole body. One of more than `most` bytes is `ReplyTooLarge`."""
         body = bytearray()
         while data := await self._read():
             body += data
             if len(body) > most:
-                raise UpstreamGarbled(f"{self._vendor}'s reply is longer than {most} bytes: ask for less at once.")
+                raise ReplyTooLarge(f"{self._vendor}'s reply is far larger than what was asked for.")
         return bytes(body)
 
     async def head(self, most: int) -> bytes:
@@ -257,7 +269,7 @@ class Reply:
             raise ValueError
         # As the language wrote it: a signature may stand on each byte.
         url = URL(self._call.url, encoded=True)
-        if not self._access.private and url.host is not None and not _public(url.host, unless_a_name=True):
+        if not self._access.private and url.host is not None and not is_public(url.host, unless_a_name=True):
             self._refused = True
             raise _PrivateAddress
         return await session.request(
@@ -285,7 +297,7 @@ class Reply:
         now = self._loop.time()
         if self._flowing:
             self._arm("between_tokens_s", now)
-        failure: UpstreamError | None = None
+        failure: AndthenError | None = None
         data = b""
         try:
             if now >= self._total_at:
@@ -349,12 +361,12 @@ class Reply:
         limit = getattr(self._access.timeouts, self._setting)
         return UpstreamTimeout(f"{text.format(vendor=self._vendor, limit=limit)}: send the request again.")
 
-    def _failure(self, error: Exception) -> UpstreamError:
+    def _failure(self, error: Exception) -> AndthenError:
         """What to raise for one of `LIBRARY_ERRORS`."""
         if isinstance(error, TimeoutError) or (self._timer is not None and self._timer.expired()):
             return self._late()
         if not self.reached:
-            return UpstreamUnreachable(f"{self._vendor} can't be reached: {self._why(error)}.")
+            return or_refusal(UpstreamUnreachable(f"{self._vendor} can't be reached: {self._why(error)}."))
         if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError):
             return UpstreamGarbled(f"{self._vendor}'s reply is not valid HTTP: send the request again.")
         if self.began:
@@ -388,6 +400,27 @@ class Reply:
         return "no connection"
 
 
+class _Response(aiohttp.ClientResponse):
+    """Bounds the interim replies (RFC 9110, section 15.2). The library takes any number, and yields to nobody."""
+
+    async def start(self, connection: Connection) -> aiohttp.ClientResponse:
+        protocol: Any = connection.protocol
+        read, left = protocol.read, _MAX_INTERIM
+
+        async def read_one() -> tuple[Any, aiohttp.StreamReader]:
+            nonlocal left
+            message, payload = await read()
+            if message.code < 200 and (left := left - 1) < 0:
+                raise HttpProcessingError(message="too many interim replies")
+            return message, payload
+
+        protocol.read = read_one
+        try:
+            return await super().start(connection)
+        finally:
+            del protocol.read
+
+
 _exchange: ContextVar[Reply] = ContextVar("exchange")
 
 
@@ -400,7 +433,7 @@ class _Connector(aiohttp.TCPConnector):
             ssl=_trust(access.ca_file),
             limit=0,
             keepalive_timeout=_KEEP_ALIVE_S,
-            socket_factory=None if access.private or access.proxy else _public_socket,
+            socket_factory=upstream_socket if access.private or access.proxy else _public_socket,
         )
         self._used: WeakSet[ResponseHandler] = WeakSet()
 
@@ -468,32 +501,7 @@ class _PrivateAddress(OSError):
 
 def _public_socket(address: AddrInfoType) -> socket.socket:
     """The socket for an address that is about to be connected to."""
-    family, kind, protocol, _, place = address
-    if not _public(str(place[0])):
+    if not is_public(str(address[4][0])):
         _exchange.get()._refused = True
         raise _PrivateAddress
-    return socket.socket(family=family, type=kind, proto=protocol)
-
-
-_GLOBAL_UNICAST = IPv6Network("2000::/3")
-_NAT64 = IPv6Network("64:ff9b::/96")
-
-
-def _public(host: str, *, unless_a_name: bool = False) -> bool:
-    """Whether an address is one of the Internet's. IANA's registries of special-purpose addresses, RFC 6890; NAT64 is
-    RFC 6052, 6to4 RFC 3056. `unless_a_name`: what is no address passes."""
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return unless_a_name
-    inner = _inside(address) if isinstance(address, IPv6Address) else address
-    if inner is not None:
-        return inner.is_global and not inner.is_multicast
-    return address in _GLOBAL_UNICAST and address.is_global
-
-
-def _inside(address: IPv6Address) -> IPv4Address | None:
-    """The IPv4 address that an IPv6 address stands for."""
-    if address in _NAT64:
-        return IPv4Address(address.packed[-4:])
-    return address.ipv4_mapped or address.sixtofour
+    return upstream_socket(address)

@@ -21,7 +21,7 @@ NO_WORK: Any = None
 """A key without budgets is held to no bound, so nobody looks at it."""
 
 
-async def no_count(_model: str, _text: str, _parse_special: bool) -> int:
+async def no_count(_owner: str, _model: str, _text: str, _parse_special: bool) -> int:
     return 0
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from andthen.books.store import BadEntry, SqlStore, ledger, open_store
+from andthen.contract.request import worst_prompt_tokens
 from andthen.ledger.periods import period_start_ms
-from andthen.ledger.records import Budget, Spent, worst_prompt_tokens
+from andthen.ledger.records import Budget, Spent
 from andthen.ledger.storage import Place, Want
 from tests.ledger.making import NOON_MS, intent, post, settled
 

@@ -8,8 +8,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from andthen.engine.preemption import divide
 from andthen.engine.scheduler import Bounds, Drop, Fork, Scheduler, Step
 from andthen.engine.sequence import Group, Sequence, State
+
+STEP_S = 0.1
 
 
 class Pool:
@@ -17,7 +20,8 @@ class Pool:
 
     def __init__(self) -> None:
         self.cells: dict[int, list[int]] = {}
-        self._next = 0
+        self.tokens: list[int] = []
+        """What was written, by cell."""
 
     def fork(self, source: int, target: int, length: int) -> None:
         assert target not in self.cells, f"sequence {target} is in two hands"
@@ -27,11 +31,14 @@ class Pool:
     def drop(self, id: int) -> None:
         self.cells.pop(id, None)
 
-    def write(self, id: int, position: int) -> None:
+    def write(self, id: int, position: int, token: int) -> None:
         cells = self.cells.setdefault(id, [])
         assert len(cells) == position, "a token is decoded at its place, once"
-        cells.append(self._next)
-        self._next += 1
+        cells.append(len(self.tokens))
+        self.tokens.append(token)
+
+    def text(self, id: int) -> list[int]:
+        return [self.tokens[cell] for cell in self.cells[id]]
 
     @property
     def used(self) -> int:
@@ -47,6 +54,8 @@ class Driver:
         self.groups: list[Group] = []
         self.started: dict[Sequence, int] = {}
         self.ends: dict[Sequence, int] = {}
+        self.scored: dict[Group, list[int]] = {}
+        self.now_s = 0.0
 
     def add(self, group: Group, ends: list[int]) -> None:
         self.groups.append(group)
@@ -54,7 +63,8 @@ class Driver:
         self.scheduler.add(group)
 
     def step(self) -> Step:
-        plan = self.scheduler.plan()
+        self.now_s += STEP_S
+        plan = self.scheduler.plan(self.now_s)
         for change in plan.memory:
             match change:
                 case Fork(source, target, length):
@@ -63,12 +73,18 @@ class Driver:
                     self.pool.drop(id)
         self.check(plan)
         for sequence in plan.decodes:
-            self.pool.write(sequence.id, sequence.position - 1)
+            self.pool.write(sequence.id, sequence.position - 1, sequence.chosen[-1])
+            text = [*sequence.group.tokens.tolist(), *sequence.chosen]
+            assert self.pool.text(sequence.id) == text, "its own text and nothing else"
         for read in plan.reads:
-            for position in range(read.start, read.stop):
-                self.pool.write(read.group.trunk, position)
+            for offset, token in enumerate(read.tokens):
+                self.pool.write(read.id, read.position + offset, token)
+            if read.scored:
+                self.scored.setdefault(read.group, []).extend(range(read.start, read.stop))
         assert self.pool.used <= self.scheduler.bounds.cells, "more cells than the pool has"
         for sequence in plan.starts:
+            assert not sequence.chosen
+            assert self.pool.text(sequence.group.trunk) == sequence.group.tokens.tolist()
             self.started[sequence] = self.started.get(sequence, 0) + 1
         for sequence in [*plan.decodes, *plan.starts]:
             sequence.chosen.append(len(sequence.chosen) + sequence.number)
@@ -79,10 +95,16 @@ class Driver:
                 self.scheduler.finish_reading(read.group)
         return plan
 
+    def turn(self, group: Group, *, paused: bool) -> None:
+        if paused:
+            self.scheduler.pause(group, self.now_s)
+        else:
+            self.scheduler.resume(group)
+
     def check(self, plan: Step) -> None:
         bounds = self.scheduler.bounds
         assert plan.tokens <= bounds.batch_tokens
-        assert sum(r.stop - r.start for r in plan.reads if r.group.scored) <= bounds.scored_tokens
+        assert sum(r.stop - r.start for r in plan.reads if r.scored) <= bounds.scored_tokens
         holders = [sequence.id for sequence in self.scheduler.running if not sequence.group.single]
         holders += [group.trunk for group in self.groups if group.trunk >= 0]
         holders += [entry.id for entry in self.scheduler.prefixes._entries]
@@ -106,8 +128,10 @@ def prompt(length: int, kind: int) -> np.ndarray:
     return np.array([kind] * (length - 1) + [100 + length], np.int32)
 
 
-SHARED = Bounds(cells=160, ids=12, running=5, batch_tokens=24, scored_tokens=8, cache_cells=60)
-STREAMS = Bounds(cells=9 * 160, ids=9, running=5, batch_tokens=24, scored_tokens=8, cache_cells=320, cache_ids=2)
+SHARED = Bounds(cells=160, ids=12, running=5, batch_tokens=24, scored_tokens=8, cache_cells=60, turn_tokens=4)
+STREAMS = Bounds(
+    cells=9 * 160, ids=9, running=5, batch_tokens=24, scored_tokens=8, cache_cells=320, cache_ids=2, turn_tokens=4
+)
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -142,11 +166,21 @@ class SchedulerMachine(RuleBasedStateMachine):
     def cancel(self, which: int) -> None:
         self.driver.scheduler.cancel(self.driver.groups[which % len(self.driver.groups)])
 
-    @precondition(lambda self: self.driver.scheduler.running)
+    @precondition(lambda self: self.driver.groups)
     @rule(which=st.integers(0, 1000), paused=st.booleans())
     def pause(self, which: int, paused: bool) -> None:
-        running = list(self.driver.scheduler.running)
-        running[which % len(running)].paused = paused
+        """A reader falls behind or goes on."""
+        group = self.driver.groups[which % len(self.driver.groups)]
+        if group.sequences:
+            self.driver.turn(group, paused=paused)
+
+    @precondition(lambda self: self.driver.scheduler.running)
+    @rule(which=st.integers(0, 1000))
+    def stop(self, which: int) -> None:
+        """A sequence's stop is seen after its last step, when it may have been preempted."""
+        begun = [sequence for sequence in self.driver.ends if sequence.chosen and sequence.state is not State.DONE]
+        if begun:
+            self.driver.scheduler.finish(begun[which % len(begun)])
 
     @invariant()
     def starts_are_single(self) -> None:
@@ -155,14 +189,17 @@ class SchedulerMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """Whatever came before, everybody's work ends, and nothing is left but cached prefixes."""
         for group in self.driver.groups:
-            for sequence in group.sequences:
-                sequence.paused = False
+            self.driver.turn(group, paused=False)
         for _ in range(20_000):
             if self.driver.scheduler.idle:
                 break
             self.driver.step()
         assert self.driver.scheduler.idle, "somebody starves"
         assert all(group.state is State.DONE for group in self.driver.groups)
+        assert not self.driver.scheduler.shares
+        for group, positions in self.driver.scored.items():
+            assert positions == list(range(len(positions))), "each position is scored once"
+            assert len(positions) <= len(group.tokens)
         assert self.driver.scheduler.cells_held == 0
         while self.driver.scheduler.prefixes.size:
             self.driver.scheduler._evict()
@@ -257,7 +294,7 @@ def test_one_request_of_many_candidates_does_not_shut_out_another_owner() -> Non
         driver.step()
         steps += 1
     assert steps < 60
-    assert wide.has_unadmitted
+    assert wide.waiting
 
 
 def test_a_big_request_is_not_overtaken_for_ever() -> None:
@@ -272,6 +309,101 @@ def test_a_big_request_is_not_overtaken_for_ever() -> None:
     for _ in range(60):
         driver.step()
     assert big.state in (State.READING, State.OPEN)
+
+
+SLOTS = Bounds(cells=40 * 100, ids=24, running=20, batch_tokens=64, cache_cells=400, cache_ids=4, turn_tokens=4)
+
+
+def running_of(driver: Driver, owner: str) -> int:
+    return sum(sequence.group.owner == owner for sequence in driver.scheduler.running)
+
+
+def want(driver: Driver, owner: str, count: int, *, candidates: int = 1, kind: int = 1) -> list[Group]:
+    groups = [Group(owner, prompt(10, kind), max_tokens=80, candidates=candidates) for _ in range(count)]
+    for group in groups:
+        driver.add(group, [80] * candidates)
+    return groups
+
+
+@pytest.mark.parametrize(
+    ("wants", "gets"),
+    [
+        pytest.param({"a": (30, 1)}, {"a": 20}, id="alone it has all"),
+        pytest.param({"a": (30, 1), "b": (30, 1)}, {"a": 10, "b": 10}, id="two share"),
+        pytest.param({"a": (30, 1), "b": (3, 1)}, {"a": 17, "b": 3}, id="what one does not want the other has"),
+        pytest.param({"a": (30, 1), "b": (30, 1), "c": (2, 1)}, {"a": 9, "b": 9, "c": 2}, id="three"),
+        pytest.param({"a": (1, 30), "b": (30, 1)}, {"a": 9, "b": 10}, id="one wide request counts as many"),
+    ],
+)
+def test_owners_that_come_later_get_their_share_soon(wants: dict[str, tuple[int, int]], gets: dict[str, int]) -> None:
+    driver = Driver(SLOTS)
+    for owner, (count, candidates) in wants.items():
+        want(driver, owner, count, candidates=candidates)
+        for _ in range(10):
+            driver.step()
+    found = {owner: running_of(driver, owner) for owner in gets}
+    assert all(abs(found[owner] - gets[owner]) <= 1 for owner in gets), found
+    assert sum(found.values()) >= 19, "nothing is left unused"
+
+
+def test_one_place_is_shared_in_time() -> None:
+    driver = Driver(Bounds(cells=100, ids=4, running=1, batch_tokens=16, turn_tokens=4))
+    (long,) = want(driver, "a", 1)
+    for _ in range(20):
+        driver.step()
+    short = Group("b", prompt(5, 2), max_tokens=4, candidates=1)
+    driver.add(short, [4])
+    for _ in range(10):
+        driver.step()
+    assert short.state is State.DONE
+    run_until_idle(driver)
+    assert long.sequences[0].chosen == list(range(80))
+
+
+@pytest.mark.parametrize("owner", ["a", "b"])
+def test_the_place_of_a_paused_sequence_goes_to_who_wants_it(owner: str) -> None:
+    driver = Driver(Bounds(cells=100, ids=4, running=1, batch_tokens=16))
+    (unread,) = want(driver, "a", 1)
+    for _ in range(5):
+        driver.step()
+    driver.turn(unread, paused=True)
+    for _ in range(20):
+        driver.step()
+    assert running_of(driver, "a") == 1, "it keeps its place while nobody wants it"
+    (other,) = want(driver, owner, 1, kind=2)
+    for _ in range(100):
+        driver.step()
+    assert other.state is State.DONE
+    assert unread.state is State.WAITING
+    driver.turn(unread, paused=False)
+    run_until_idle(driver)
+    assert unread.sequences[0].chosen == list(range(80))
+
+
+def test_a_short_prompt_is_not_read_behind_those_of_another_owner() -> None:
+    driver = Driver(Bounds(cells=40_000, ids=64, running=32, batch_tokens=64))
+    for _ in range(30):
+        driver.add(Group("a", prompt(500, 1), max_tokens=0, candidates=0, scored=True), [])
+    driver.step()
+    short = Group("b", prompt(20, 2), max_tokens=1, candidates=1)
+    driver.add(short, [1])
+    driver.step()
+    assert short.state is State.DONE
+
+
+@pytest.mark.parametrize(
+    ("whole", "wanted", "parts"),
+    [
+        (10, {}, {}),
+        (10, {"a": 100}, {"a": 10}),
+        (10, {"a": 100, "b": 2}, {"a": 8, "b": 2}),
+        (10, {"a": 100, "b": 50}, {"a": 5, "b": 5}),
+        (1, {"a": 3, "b": 2, "c": 1}, {"a": 0, "b": 0, "c": 1}),
+        (0, {"a": 3}, {"a": 0}),
+    ],
+)
+def test_a_step_is_divided_equally(whole: int, wanted: dict[str, int], parts: dict[str, int]) -> None:
+    assert divide(whole, wanted) == parts
 
 
 def test_impossible_transitions_are_refused() -> None:

@@ -107,6 +107,21 @@ class Running:
             self.send(client, prompt, *headers, **fields)
             yield client
 
+    def until_closed_by_client(self, client: socket.socket) -> None:
+        """Closes the client's socket and waits until the server has closed its own. It can't know at once: a client
+        that only shuts down its sending side looks the same until it is written to."""
+        ends = [f"0100007F:{port:04X}" for port in (self.port, client.getsockname()[1])]
+
+        def inode() -> str:
+            lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()]
+            return next((line[9] for line in lines if line[1:3] == ends), "0")
+
+        self.until(lambda: inode() != "0", "the connection is accepted")
+        opened = f"socket:[{inode()}]"
+        client.close()
+        pids = [self.process.pid, *(line["pid"] for line in self.events("process_started"))]
+        self.until(lambda: not any(opened in open_files(pid) for pid in pids), "the server closed its socket")
+
     def jobs(self) -> int:
         """Open in the engine."""
         return int(self.ask("POST", "/tokenize", {"prompt": "jobs"}).json["tokens"][0])
@@ -156,12 +171,23 @@ def alive(pid: int) -> bool:
         return False
 
 
+def open_files(pid: int) -> set[str]:
+    """What the process has open; nothing if it has ended."""
+    found = set()
+    with suppress(FileNotFoundError):
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            with suppress(FileNotFoundError):
+                found.add(str(file.readlink()))
+    return found
+
+
 @contextmanager
-def running(home: Path, settings: str = "", *, database: str = "") -> Iterator[Running]:
+def running(home: Path, settings: str = "", *, database: str = "", temporary: Path | None = None) -> Iterator[Running]:
     """A server under these settings (the lines of `[server]`), killed at the end if it still runs.
 
     Args:
         database: an empty one in PostgreSQL; none: the SQLite file in `home`.
+        temporary: the folder for temporary files; none: `home`.
     """
     home.mkdir(exist_ok=True)
     books = f'[books]\ndatabase = "{database}"\n' if database else ""
@@ -173,7 +199,7 @@ def running(home: Path, settings: str = "", *, database: str = "") -> Iterator[R
             [sys.executable, "-m", "tests.server.scripted_server", str(home)],
             stdout=subprocess.PIPE,
             stderr=log,
-            env=os.environ | {"TMPDIR": str(home)},
+            env=os.environ | {"TMPDIR": str(temporary or home)},
         )
     try:
         assert process.stdout is not None

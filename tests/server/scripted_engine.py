@@ -3,7 +3,8 @@
 A completion counts: " 1", " 2", … up to `max_tokens`, one number a token, for every candidate. The prompt's first word
 commands: `slow` one token each tenth of a second, `hold` no event at all, `late S` the first event after S seconds,
 `refuse` no capacity, `break` an internal error after two tokens, `die` SIGKILL after two tokens, `flood` one token of
-eight million characters; anything else counts at once. To tokenize "jobs" tells how many jobs are open, "made" how
+eight million characters, `compute S` a step that computes for S seconds, `hang` a step without end; anything else
+counts at once. To tokenize "jobs" tells how many jobs are open, "made" how
 many tokens were ever generated.
 
 Run as a program it is an engine process of `andthen.engine.process`.
@@ -11,13 +12,16 @@ Run as a program it is an engine process of `andthen.engine.process`.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import queue
 import signal
+import threading
 import time
 from collections.abc import Iterator
 
 from andthen.contract.events import Event, Finished, PromptScored, Text, Usage
+from andthen.engine import pulse
 from andthen.engine.messages import (
     CREDIT_TOKENS,
     Answer,
@@ -104,8 +108,9 @@ class ScriptedEngine:
 
     def run(self) -> None:
         while True:
+            pulse.own.beat()
             try:
-                asked = self._inbox.get(timeout=0.0005 if self._work else None)
+                asked = self._inbox.get(timeout=0.0005 if self._work else 0.05)
             except queue.Empty:
                 self._step()
                 continue
@@ -154,6 +159,10 @@ class ScriptedEngine:
                 step.append((key[0], Failed(key[1], "internal_error", "the engine broke")))
                 del self._work[key]
                 continue
+            if work.command[0] == "hang":
+                threading.Event().wait()
+            if work.command[0] == "compute" and not work.made:
+                _compute(float(work.command[1]))
             if work.made >= 2 and work.command[0] == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             events = next(work.events)
@@ -166,6 +175,17 @@ class ScriptedEngine:
             step.append((key[0], Emitted(key[1], events)))
         if step:
             self._emit(step)
+
+
+def _compute(for_s: float) -> None:
+    """As llama.cpp does, which calls its abort callback for each node."""
+    callback = pulse.own.on_node()
+    assert callback is not None
+    on_node = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)(callback[0])
+    until_s = time.monotonic() + for_s
+    while time.monotonic() < until_s:
+        assert not on_node(callback[1]), "it aborts nothing"
+        time.sleep(0.01)
 
 
 if __name__ == "__main__":

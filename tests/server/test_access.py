@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -138,25 +139,112 @@ def test_nobody_says_by_a_header_where_they_are(guarded: Running, keys: Keys, he
     assert (answer.status, answer.code) == (403, "permission_denied")
 
 
+OPENED = (
+    ("GET", "/metrics"),
+    ("GET", "/tokenizer_info"),
+    ("POST", "/tokenize"),
+    ("POST", "/v1/completions/detokenize"),
+)
+HERE: list[dict[str, str]] = [
+    {},
+    {"host": "localhost"},
+    {"host": "LocalHost:{port}"},
+    {"host": "127.8.9.10:1"},
+    {"host": "[::1]:1"},
+    {"sec_fetch_site": "none"},
+    {"sec_fetch_site": "same-origin", "origin": "http://127.0.0.1:{port}"},
+    {"origin": "http://127.0.0.1:{port}"},
+    {"host": "localhost:{port}", "origin": "http://localhost:{port}"},
+]
+"""What a program on this machine sends, and a browser that shows this server's own pages."""
+ELSEWHERE: list[dict[str, str]] = [
+    *({"host": host} for host in (
+        "rebound.example", "rebound.example:{port}", "127.0.0.1.rebound.example", "localhost.rebound.example",
+        "localhost@rebound.example", "rebound.example@127.0.0.1", "10.0.0.1", "0.0.0.0", "[::]", "[::1", "::1",
+        "[::ffff:10.0.0.1]", "127.0.0.1, rebound.example", "127.1", "2130706433", "127.0.0.1:x", "127.0.0.999", " ",
+    )),
+    *({"sec_fetch_site": site} for site in ("cross-site", "same-site", "Cross-Site", "", "new-word")),
+    *({"origin": origin} for origin in (
+        "https://evil.example", "null", "", "http://127.0.0.1", "http://127.0.0.1:1", "https://127.0.0.1:{port}",
+        "http://localhost:{port}", "http://127.0.0.1:{port}/", "http://127.0.0.1:{port} https://evil.example",
+    )),
+    {"origin": "https://evil.example", "sec_fetch_site": "cross-site", "content_type": "text/plain"},
+    {"origin": "http://127.0.0.1:{port}", "sec_fetch_site": "cross-site"},
+    {"origin": "http://rebound.example:{port}", "host": "rebound.example:{port}", "sec_fetch_site": "same-origin"},
+    {"x_forwarded_for": "127.0.0.1"},
+    {"x_forwarded_host": "andthen.example"},
+    {"x_forwarded_proto": "https"},
+    {"x_real_ip": "127.0.0.1"},
+    {"forwarded": "for=127.0.0.1"},
+    {"via": "1.1 proxy"},
+]  # fmt: skip
+"""What a browser sends for a page of another site, and a proxy for somebody elsewhere."""
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with running(tmp_path_factory.mktemp("opened"), 'open_on_loopback = ["metrics", "tokenizer"]') as server:
+        yield server
+
+
+def _ask_opened(server: Running, method: str, path: str, headers: dict[str, str], key: str | None = None) -> int:
+    filled = {name: value.replace("{port}", str(server.port)) for name, value in headers.items()}
+    body = {"POST": '{"tokens": [97]}' if path.endswith("detokenize") else '{"prompt": "a"}'}.get(method)
+    return server.ask(method, path, body, x_api_key=key, **filled).status
+
+
+def test_what_is_open_on_loopback_is_so_to_this_machine_alone(opened: Running) -> None:
+    for method, path in OPENED:
+        for headers in HERE:
+            assert _ask_opened(opened, method, path, headers) == 200, (path, headers)
+        for headers in ELSEWHERE:
+            status = _ask_opened(opened, method, path, headers)
+            assert status in (400, 401), (path, headers)
+            if status == 400:  # no host at all
+                continue
+            kept = {name: value for name, value in headers.items() if name != "content_type"}
+            assert _ask_opened(opened, method, path, kept, opened.key) == 200, (path, headers, "with a key")
+        assert _ask_opened(opened, method, path, {}, "at-wrong") == 401, "a key that is sent must be one"
+
+
+def test_without_a_host_or_with_two_nobody_is_here(opened: Running) -> None:
+    for head in ("HTTP/1.0", "HTTP/1.1\r\nhost: 127.0.0.1\r\nhost: rebound.example", "HTTP/1.1\r\nhost:"):
+        with opened.connect() as client:
+            client.sendall(f"GET /metrics {head}\r\n\r\n".encode())
+            assert client.recv(65536).split(b" ")[1] in (b"400", b"401"), head
+
+
+def test_nothing_else_is_open_on_loopback(opened: Running) -> None:
+    for asked, answer in ask_all(opened, None, Access.KEY, Access.ADMIN).items():
+        assert answer.status == 401, asked
+
+
+@pytest.mark.parametrize("headers", HERE, ids=str)
+def test_without_the_setting_a_proxy_that_adds_nothing_opens_nothing(
+    scripted: Running, headers: dict[str, str]
+) -> None:
+    """nginx passes a request on with its upstream's address as `host` and no other header, as its default."""
+    for method, path in OPENED:
+        assert _ask_opened(scripted, method, path, headers) == 401, path
+        assert _ask_opened(scripted, method, path, headers, scripted.key) == 200, path
+
+
 @pytest.mark.parametrize(
-    ("headers", "status"),
+    ("settings", "metrics", "tokenizer"),
     [
-        ({}, 200),
-        ({"host": "localhost:1"}, 200),
-        ({"host": "[::1]:1"}, 200),
-        ({"host": "rebound.example"}, 401),
-        ({"host": "[::1"}, 401),
-        ({"x_forwarded_for": "10.0.0.1"}, 401),
-        ({"forwarded": "for=10.0.0.1"}, 401),
-        ({"via": "1.1 proxy"}, 401),
+        ('open_on_loopback = ["metrics"]', 200, 401),
+        ('open_on_loopback = ["tokenizer"]', 401, 200),
+        ('open_on_loopback = ["metrics", "tokenizer"]\nmetrics_key = "sesame"', 401, 200),
+        ('open_on_loopback = ["metrics", "tokenizer"]\nhost = "0.0.0.0"', 401, 401),
     ],
 )
-def test_a_loopback_address_spares_a_key_only_to_this_machine(
-    scripted: Running, headers: dict[str, str], status: int
+def test_only_what_the_setting_names_is_open_and_only_on_loopback(
+    tmp_path: Path, settings: str, metrics: int, tokenizer: int
 ) -> None:
-    for path in ("/metrics", "/tokenizer_info"):
-        assert scripted.ask("GET", path, x_api_key=None, **headers).status == status
-        assert scripted.ask("GET", path, **headers).status == 200, "with a key it is taken anyway"
+    with running(tmp_path / "home", settings) as server:
+        for method, path in OPENED:
+            wanted = metrics if path == "/metrics" else tokenizer
+            assert _ask_opened(server, method, path, {}) == wanted, path
 
 
 def test_no_cache_on_the_way_keeps_what_a_key_was_told(guarded: Running, keys: Keys) -> None:

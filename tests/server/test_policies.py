@@ -67,8 +67,10 @@ def test_a_model_that_the_key_may_not_use_is_refused_after_one_that_is_not_there
         assert scripted.ask("GET", path, x_api_key=other).json["data"] == []
         assert _told(scripted.ask("GET", f"{path}/local/count", x_api_key=other)) == (403, "model_not_allowed", "model")
     for root in (COMPLETIONS[0], ""):
-        asked = scripted.ask("GET", f"{root}/tokenizer_info", x_api_key=None)
-        assert asked.status == 200
+        for method, asked in (("GET", "tokenizer_info"), ("POST", "tokenize"), ("POST", "detokenize")):
+            body = '{"prompt": "a", "tokens": [97]}' if method == "POST" else None
+            answer = scripted.ask(method, f"{root}/{asked}", body, x_api_key=other)
+            assert _told(answer) == (403, "model_not_allowed", "model")
 
 
 @pytest.mark.parametrize("pattern", ["local/*", "local/coun[st]", "*", "local/count"])

@@ -120,8 +120,8 @@ def test_keys(scripted: Running, headers: dict[str, str | None], status: int) ->
         assert answer.headers["www-authenticate"] == "Bearer"
 
 
-def test_no_key_is_needed_for_the_pages_and_on_loopback_for_metrics_and_tokenizer(scripted: Running) -> None:
-    for path in ("/", "/docs", "/openapi.json", "/healthz", "/readyz", "/metrics", "/tokenizer_info"):
+def test_no_key_is_needed_for_the_pages_and_for_health(scripted: Running) -> None:
+    for path in ("/", "/docs", "/openapi.json", "/healthz", "/readyz"):
         assert scripted.ask("GET", path, x_api_key=None).status == 200, path
 
 
@@ -141,7 +141,6 @@ def test_a_metrics_key_is_the_only_one_for_metrics(tmp_path: Path) -> None:
         assert server.ask("GET", "/metrics").status == 401
         assert server.ask("GET", "/metrics", x_api_key="sesame").status == 200
         assert server.ask("GET", "/metrics", x_api_key=None, authorization="Bearer sesame").status == 200
-        assert server.ask("GET", "/tokenizer_info", x_api_key=None).status == 200
         assert server.ask("GET", "/v1/models", x_api_key="sesame").status == 401
 
 

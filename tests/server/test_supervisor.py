@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import time
@@ -88,6 +89,56 @@ def test_an_engine_that_dies_by_a_request_dies_for_that_one_alone(server: Runnin
     assert server.complete("go").status == 200
 
 
+HANG_S = 2.0
+"""Long beside what a busy machine may keep a thread waiting."""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("how", ["its process is stopped", "its thread never returns"])
+def test_an_engine_that_hangs_is_replaced_and_its_requests_end_honestly(tmp_path: Path, how: str, workers: int) -> None:
+    with running(tmp_path / "home", f"workers = {workers}\n[engine]\nhang_s = {HANG_S}") as server:
+        server.until(server.ready, "it serves")
+        with ExitStack() as opened:
+            streaming = opened.enter_context(server.sent("slow", stream=True, max_tokens=1000))
+            waiting = opened.enter_context(server.sent("hold"))
+            read_until(streaming, b'" 1"')
+            server.until_jobs(2)
+            first = server.pid("engine")
+            if how == "its process is stopped":
+                os.kill(first, signal.SIGSTOP)
+            late = opened.enter_context(server.sent("hang"))
+            server.until(lambda: not server.ready(), "the server says that it can't serve")
+            for reply in (read_until(waiting, b"}}"), read_until(late, b"}}")):
+                assert reply.startswith(b"HTTP/1.1 503 ")
+                assert b'"code":"engine_restarted"' in reply
+            assert error_of(read_all(streaming)) == "engine_restarted"
+        server.until(server.ready, "another engine is there")
+        assert server.complete("go").status == 200
+        assert server.pid("engine") != first
+        assert not alive(first)
+        (hung,) = server.events("engine_hung")
+        assert hung["silent_s"] == HANG_S
+        assert [line["by"] for line in server.events("process_died")] == ["SIGKILL"]
+
+
+def test_a_long_step_and_a_long_rest_are_no_hang(tmp_path: Path) -> None:
+    with running(tmp_path / "home", f"[engine]\nhang_s = {HANG_S}") as server:
+        first = server.pid("engine")
+        assert server.complete(f"compute {HANG_S + 1}").status == 200
+        assert server.complete(f"late {HANG_S + 1}").status == 200
+        assert server.pid("engine") == first
+        assert not server.events("engine_hung")
+
+
+def test_an_engine_may_hang_where_the_operator_lets_it(tmp_path: Path) -> None:
+    with running(tmp_path / "home", "drain_s = 0.5\n[engine]\nhang_s = 0") as server, server.sent("hang") as waiting:
+        first = server.pid("engine")
+        os.kill(first, signal.SIGSTOP)
+        assert server.stop() == 0, "and yet it ends with the server"
+        assert b'"code":"shutting_down"' in read_until(waiting, b"}}")
+        assert not server.events("engine_hung")
+
+
 @pytest.mark.parametrize("told", [signal.SIGTERM, signal.SIGINT])
 def test_what_ends_within_the_bound_ends_well(server: Running, told: signal.Signals) -> None:
     with server.sent("slow", stream=True, max_tokens=4) as client:
@@ -144,6 +195,38 @@ def test_nothing_outlives_a_killed_supervisor(tmp_path: Path) -> None:
         children = [server.pid(place) for place in ("engine", "worker-0", "worker-1")]
         server.process.kill()
         server.until(lambda: not any(map(alive, children)), "no child is left")
+
+
+def test_the_next_start_removes_the_folders_of_killed_servers_and_no_others(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    with running(tmp_path / "1", temporary=shared) as killed:
+        (dead,) = shared.iterdir()
+        killed.process.kill()
+        killed.process.wait()
+        assert list(shared.iterdir()) == [dead]
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(dead, elsewhere, ignore=lambda folder, names: [n for n in names if is_socket(folder, n)])
+    before = sorted(elsewhere.iterdir())
+    linked, empty, file = others = [shared / f"andthen-{name}" for name in ("00000000", "abcdefgh", "ijklmnop")]
+    linked.symlink_to(elsewhere)
+    empty.mkdir()
+    file.touch()
+    with running(tmp_path / "2", temporary=shared) as first:
+        (own,) = set(shared.iterdir()).difference(others)
+        assert own != dead
+        with running(tmp_path / "3", temporary=shared) as second:
+            assert len(set(shared.iterdir()).difference(others)) == 2
+            assert first.complete("go").status == second.complete("go").status == 200
+            assert second.stop() == 0
+        assert first.ask("GET", "/metrics").status == 200
+        assert first.stop() == 0
+    assert set(shared.iterdir()) == set(others)
+    assert sorted(elsewhere.iterdir()) == before
+
+
+def is_socket(folder: str, name: str) -> bool:
+    return (Path(folder) / name).is_socket()
 
 
 def test_an_engine_that_can_not_start_ends_the_server(tmp_path: Path) -> None:

@@ -64,6 +64,17 @@ async def test_what_is_not_http_is_garbled(transport: Transport, said: bytes) ->
     assert reply.reached
 
 
+@pytest.mark.parametrize(("interim", "accepted"), [(2, True), (8, True), (9, False), (1000, False)])
+async def test_few_interim_replies_are_passed_over(transport: Transport, interim: int, accepted: bool) -> None:
+    async with serving(saying(b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" * interim + HELLO)) as upstream:
+        if accepted:
+            async with transport.perform(call(upstream), access(), "Peer") as reply:
+                assert await reply.body(99) == b"hello"
+        else:
+            _, error = await failing(transport, call(upstream), access())
+            assert type(error) is UpstreamGarbled
+
+
 @pytest.mark.parametrize("said", [*CUT_SHORT.values()], ids=[*CUT_SHORT])
 async def test_what_is_cut_short_never_ends_clean(transport: Transport, said: bytes) -> None:
     async with serving(saying(said)) as upstream:
@@ -113,7 +124,7 @@ async def test_a_small_body_that_unpacks_to_a_huge_one_is_too_long(transport: Tr
     packed = gzip.compress(bytes(2**26))
     said = b"HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n%s" % (len(packed), packed)
     async with serving(saying(said)) as upstream:
-        with pytest.raises(UpstreamGarbled, match="longer than"):
+        with pytest.raises(UpstreamGarbled, match="far larger"):
             async with transport.perform(call(upstream), access(), "Peer") as reply:
                 await reply.body(2**20)
 

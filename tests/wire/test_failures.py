@@ -53,10 +53,10 @@ def told(message: str, request: CompletionRequest = REQUEST, target: Target = TA
     ],
 )
 def test_a_status_decides_whose_fault_it_is(status: int, kind: type[AndthenError]) -> None:
-    error = failure(VendorError(status, "some_code", "It did not work."), REQUEST, TARGET)
+    error = failure(VendorError(status, "server_error", "It did not work."), REQUEST, TARGET)
     assert type(error) is kind
     assert "Example" in error.message
-    assert "some_code" in error.message
+    assert "server_error" in error.message
 
 
 @pytest.mark.parametrize(
@@ -84,8 +84,9 @@ def test_a_vendors_wait_is_passed_on_and_ours_stands_in_for_none() -> None:
     assert failure(VendorError(429), REQUEST, TARGET).retry_after_s == 1
 
 
-def test_a_code_that_is_none_is_not_shown() -> None:
-    assert "status 500." in failure(VendorError(500, "<b>no code</b>"), REQUEST, TARGET).message
+@pytest.mark.parametrize("code", ["<b>no code</b>", "sesame_5e5a4e", "sk-proj-abcdef", "123456"])
+def test_a_code_that_no_vendor_uses_is_not_shown(code: str) -> None:
+    assert "status 500." in failure(VendorError(500, code), REQUEST, TARGET).message
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from andthen.books.limits import (
 )
 from andthen.books.memory import monotonic_ms
 from andthen.contract.errors import LimitsUnavailable
+from andthen.descriptors import or_refusal
 from andthen.frames import FrameCutter, frame
 from andthen.ledger.budgets import Budgets, Hold
 from andthen.ledger.records import Shortfall
@@ -287,8 +288,8 @@ class HubLimiter(_Linked):
                 link = await self._linked()
                 answer = await link.ask(Take(number, key_id, bounds, tokens), Answer)
         except (OSError, TimeoutError) as error:
-            raise LimitsUnavailable(
-                "This key's limits can't be counted at the moment: send the request again."
+            raise or_refusal(
+                LimitsUnavailable("This key's limits can't be counted at the moment: send the request again.")
             ) from error
         if answer.refused is not None:
             raise limited(bounds, answer.refused, tokens)

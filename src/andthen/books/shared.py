@@ -35,6 +35,7 @@ from andthen.books.limits import (
     slot_ms,
 )
 from andthen.contract.errors import LimitsUnavailable
+from andthen.descriptors import or_refusal
 from andthen.redis_link import LONGEST_PROBE_S, TIMEOUT_S, Away, RedisLink, Script, end
 
 LEASE_S = 15.0
@@ -151,7 +152,7 @@ class SharedLimiter:
         self._on_gone()
         if self._gone == "open":
             return Grant("", key_id)
-        raise LimitsUnavailable("This key's limits can't be counted at the moment: send the request again.")
+        raise or_refusal(LimitsUnavailable("This key's limits can't be counted at the moment: send the request again."))
 
     async def _take(self, grant_id: str, key_id: str, bounds: Bounds, tokens: int) -> list[int]:
         most = (

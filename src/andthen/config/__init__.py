@@ -27,7 +27,15 @@ from andthen.config.redaction import SECTION as REDACT
 from andthen.config.redaction import with_redaction
 from andthen.config.telemetry import checked_telemetry
 from andthen.config.upstream import upstream
-from andthen.config.values import PREFIX, ConfigError, checked, describe, near, setting_types, variable_name
+from andthen.config.values import (
+    PREFIX,
+    ConfigError,
+    checked,
+    near,
+    parsed_variable,
+    setting_types,
+    variable_name,
+)
 from andthen.contract.request import Limits
 from andthen.engine.settings import EngineSettings
 from andthen.logs import LogSettings
@@ -177,7 +185,7 @@ def _section(
         if name in table:
             given[name] = file.checked((section, name), f"[{section}] {name}", wanted)
         if text := environ.get(variable):
-            given[name] = _parsed(text, wanted, variable)
+            given[name] = parsed_variable(text, wanted, variable)
         if (value := options.get((section, name))) is not None:
             given[name] = _option(value, wanted, name)
     return kind(**given)
@@ -185,15 +193,6 @@ def _section(
 
 def _option(value: object, wanted: object, name: str) -> object:
     return checked(value, wanted, lambda rule: ConfigError(f"--{name.replace('_', '-')} {rule}"))
-
-
-def _parsed(text: str, wanted: object, variable: str) -> object:
-    listed = isinstance(msgspec.inspect.type_info(wanted), msgspec.inspect.VarTupleType)
-    value: object = [part.strip() for part in text.split(",")] if listed else text
-    try:
-        return msgspec.convert(value, wanted, strict=False)
-    except msgspec.ValidationError:
-        raise ConfigError(f"{variable}: must be {describe(wanted)}. Change or unset the variable") from None
 
 
 def _check_variables(environ: Mapping[str, str]) -> None:

@@ -40,6 +40,42 @@ def checked(value: object, wanted: object, error: Callable[[str], ConfigError]) 
         raise error(f"must be {describe(wanted)}" + (f" (`{place}: {what})" if place else "")) from None
 
 
+def parsed_variable(text: str, wanted: object, variable: str) -> object:
+    """The value of an environment variable, as the type that is wanted.
+
+    A list is a JSON array, or its values with commas between them. A table is a JSON object.
+
+    Raises:
+        ConfigError
+    """
+    form = _json_form(wanted)
+    try:
+        if form is None:
+            return msgspec.convert(text, wanted, strict=False)
+        if form == "list" and not text.lstrip().startswith("["):
+            return msgspec.convert([part.strip() for part in text.split(",") if part.strip()], wanted, strict=False)
+        return msgspec.json.decode(text, type=typing.cast("type[object]", wanted))
+    except msgspec.MsgspecError:
+        example = "" if form is None else f", written as JSON: {_EXAMPLES[form]}"
+        if form == "list":
+            example += ", or with commas between: a, b"
+        raise ConfigError(f"{variable}: must be {describe(wanted)}{example}. Change or unset the variable") from None
+
+
+_EXAMPLES = {"list": '["a", "b"]', "table": '{"name": "value"}'}
+
+
+def _json_form(wanted: object) -> typing.Literal["list", "table"] | None:
+    """`list` or `table` where the value of a setting is one; None where it is a scalar."""
+    kind = msgspec.inspect.type_info(wanted)
+    kinds = kind.types if isinstance(kind, msgspec.inspect.UnionType) else (kind,)
+    if any(isinstance(one, msgspec.inspect.VarTupleType | msgspec.inspect.TupleType) for one in kinds):
+        return "list"
+    if any(isinstance(one, msgspec.inspect.DictType | msgspec.inspect.StructType) for one in kinds):
+        return "table"
+    return None
+
+
 def describe(wanted: object) -> str:
     """A type in words: `an integer from 0 to 65535`."""
     return _describe(msgspec.inspect.type_info(wanted))

@@ -1,33 +1,40 @@
 """A JSON body → checked values by name, as a table of fields says. Knows no field by name.
 
-The first look at a body takes its values apart without reading them, so that nothing is built of what nobody asked
-for, however large or deep it is; each field's own decoder then reads its value.
+What a body costs is bounded before it is parsed: one pass counts its values and its nesting, in pieces, so that a
+thread that makes it lets others run in between. Then the body is taken apart without reading its values, so that
+nothing is built of what nobody asked for; each field's own decoder reads its value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgspec
 from msgspec import Raw, ValidationError
 
-from andthen.contract.errors import BadRequest, InvalidJson
+from andthen.contract.errors import BadRequest, InvalidJson, PayloadTooLarge
 from andthen.contract.fields import Field
+from andthen.contract.limits import MAX_ITEMS
 
 _OBJECT = msgspec.json.Decoder(dict[str, Raw])
+_MAX_MEMBERS = 1000
+"""Of the body's own object. Each costs some 200 bytes, known or not; real clients send a few dozen."""
 
 
-def split(body: bytes, max_depth: int) -> dict[str, Raw]:
+def split(body: bytes, max_depth: int, max_items: int = MAX_ITEMS) -> dict[str, Raw]:
     """The members of the object that `body` is, unread; of a repeated name the last.
 
     Raises:
-        InvalidJson: it is not UTF-8, not JSON, not an object, or nests deeper than `max_depth`.
+        InvalidJson: it is not UTF-8, not JSON, not an object, nests deeper than `max_depth`, or has too many members.
+        PayloadTooLarge: it has more than `max_items` values.
     """
+    _check_size(body, max_depth, max_items)
     try:
         if not body.isascii():
             body.decode()
-        members = _OBJECT.decode(body)
+        return _OBJECT.decode(body)
     except UnicodeDecodeError:
         raise InvalidJson("The body is not UTF-8: encode it so.") from None
     except RecursionError:
@@ -36,34 +43,76 @@ def split(body: bytes, max_depth: int) -> dict[str, Raw]:
         raise InvalidJson('The body is not a JSON object: send {"model": …, "prompt": …}.') from None
     except msgspec.DecodeError as error:
         raise InvalidJson(f"The body is not valid JSON: {error}.") from None
-    if _depth_exceeds(body, max_depth):
-        raise _too_deep(max_depth)
-    return members
 
 
 def _too_deep(bound: int) -> InvalidJson:
     return InvalidJson(f"The body nests arrays and objects deeper than {bound}: send a flatter one.")
 
 
-_ONE_KIND = bytes.maketrans(b"{}", b"[]")
-_REST = bytes(set(range(256)) - set(b'[]{}"'))
+_PIECE_BYTES = 2**16
+_TEXT = bytes(set(range(256)) - set(b'[]{},"'))
+_STEP = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1, ord(","): 0}
+_COMMAS = bytes(byte == ord(",") for byte in range(256))
 
 
-def _depth_exceeds(text: bytes, bound: int) -> bool:
-    """Whether valid JSON nests deeper. In whole passes over the text, so that no body makes it slow: what is in
-    strings goes first, then the innermost brackets, a level at a time."""
-    if text.count(b"[") + text.count(b"{") <= bound:
+def _check_size(body: bytes, max_depth: int, max_items: int) -> None:
+    """Bounds the values and the nesting of a body that may be no JSON at all: up to the first byte that no parser takes
+    it counts what a parser would. Every value but one follows a comma or an opening bracket outside of strings.
+
+    Raises: InvalidJson, PayloadTooLarge
+    """
+    if body.count(b"[") + body.count(b"{") <= max_depth and body.count(b",") < _MAX_MEMBERS:
+        return
+    depth = items = members = 0
+    for structure in pieces(body):
+        commas = structure.count(b",")
+        items += commas
+        if commas == len(structure):
+            members += commas if depth == 1 else 0
+        else:
+            # In whole passes: a loop over each bracket would take seconds where there is nothing else.
+            depths = list(itertools.accumulate(map(_STEP.__getitem__, structure), initial=depth))
+            depth = depths.pop()
+            items += structure.count(b"[") + structure.count(b"{")
+            if max(depths) > max_depth or depth > max_depth:
+                raise _too_deep(max_depth)
+            in_object = int.from_bytes(bytes(map((1).__eq__, depths)))
+            members += (in_object & int.from_bytes(structure.translate(_COMMAS))).bit_count()
+        if items > max_items:
+            raise PayloadTooLarge(
+                f"The body holds more than {max_items} values: send less in one request, or raise `limits.max_items`."
+            )
+        if members >= _MAX_MEMBERS:
+            raise InvalidJson(f"The body's object has more than {_MAX_MEMBERS} members: leave out what is not needed.")
+
+
+def holds_more(body: bytes, most: int) -> bool:
+    """Whether JSON, or what may be none, has more than so many values; strings are not looked into."""
+    items = body.count(b",") + body.count(b"[") + body.count(b"{")
+    if items <= most:
         return False
-    if b"\\" in text:
-        text = text.replace(b"\\\\", b"").replace(b'\\"', b"")
-    text = text.translate(_ONE_KIND, _REST)
-    outside_strings = text.replace(b'""', b"").split(b'"')[::2]
-    brackets = b"".join(outside_strings)
-    for left in range(bound, 0, -1):
-        if b"[" * (left + 1) in brackets:
+    items = 0
+    for structure in pieces(body):
+        items += len(structure) - structure.count(b"]") - structure.count(b"}")
+        if items > most:
             return True
-        brackets = brackets.replace(b"[]", b"")
-    return bool(brackets)
+    return False
+
+
+def pieces(body: bytes) -> Iterator[bytes]:
+    """The brackets and commas outside of strings, a piece at a time."""
+    in_string = False
+    start = 0
+    while start < len(body):
+        piece = body[start : start + _PIECE_BYTES]
+        if (len(piece) - len(piece.rstrip(b"\\"))) % 2:  # no escape is cut in two
+            piece = body[start : start + _PIECE_BYTES + 1]
+        start += len(piece)
+        if b"\\" in piece:
+            piece = piece.replace(b"\\\\", b"").replace(b'\\"', b"")
+        parts = piece.translate(None, _TEXT).split(b'"')
+        yield b"".join(parts[in_string::2])
+        in_string ^= len(parts) % 2 == 0
 
 
 class Table:
@@ -86,6 +135,8 @@ class Table:
                 if field.required:
                     raise BadRequest(f"`{name}` is missing: it must be {field.shape.says}.", param=name)
                 continue
+            if field.shape.most_values is not None:
+                _check_count(raw, field, field.shape.most_values)
             try:
                 value = decode(raw)
             except ValidationError:
@@ -100,6 +151,12 @@ class Table:
 def _decoder(field: Field) -> Callable[[Raw], Any]:
     kind = field.shape.python
     return msgspec.json.Decoder(kind | None if field.nullable else kind).decode
+
+
+def _check_count(raw: Raw, field: Field, most: int) -> None:
+    """By its commas, before anything is built of it."""
+    if len(memoryview(raw)) > most and bytes(raw).count(b",") >= most:
+        raise BadRequest(f"`{field.name}` holds more than {most} values: send less.", param=field.name)
 
 
 def _read_integral(raw: Raw, field: Field) -> Any:

@@ -30,6 +30,7 @@ AndthenError
 └── ServerError                     ours: 5xx, to be retried
     ├── InternalError               500  server_error / internal_error
     ├── NoCapacity                  503  overloaded_error / no_capacity
+    │   └── NoDescriptors           503  … / no_capacity
     ├── EngineRestarted             503  overloaded_error / engine_restarted
     ├── LimitsUnavailable           503  overloaded_error / limits_unavailable
     ├── LedgerUnavailable           503  overloaded_error / ledger_unavailable
@@ -264,6 +265,10 @@ class UpstreamGarbled(UpstreamError):
     code = "upstream_garbled"
 
 
+class ReplyTooLarge(UpstreamGarbled):
+    """The vendor's reply is far larger than what was asked for."""
+
+
 class UpstreamFailed(UpstreamError):
     """The vendor says that it failed."""
 
@@ -301,9 +306,13 @@ class InternalError(ServerError):
 
 
 class NoCapacity(ServerError):
-    """The queue is full."""
+    """The queue is full, or the server is out of file descriptors."""
 
     code = "no_capacity"
+
+
+class NoDescriptors(NoCapacity):
+    """This process has no file descriptor left, whoever it was for."""
 
 
 class EngineRestarted(ServerError):

@@ -16,8 +16,9 @@ from typing import Literal
 from msgspec import Struct
 
 FinishReason = Literal["stop", "length", "content_filter"]
-Counted = Literal["vendor", "counted", "estimated"]
-"""Where a number of tokens comes from: told by who made them, counted as they came, or estimated from their bytes."""
+Counted = Literal["vendor", "counted", "estimated", "bounded"]
+"""Where a number of tokens comes from: told by who made them, counted as they came, estimated from their bytes, or the
+most that was asked for, because what the vendor told or sent is more than the call can have come to."""
 
 
 class Alternative(Struct, frozen=True, array_like=True, gc=False):
@@ -105,7 +106,7 @@ class Exchange(Struct, frozen=True):
     """Of the error that it ended with."""
 
 
-_TRUST: tuple[Counted, ...] = ("vendor", "counted", "estimated")
+_TRUST: tuple[Counted, ...] = ("vendor", "counted", "estimated", "bounded")
 
 
 def total(each: Sequence[Usage]) -> Usage:
@@ -122,3 +123,8 @@ def total(each: Sequence[Usage]) -> Usage:
 
 
 Event = PromptScored | Text | Finished | Usage
+
+
+def size(events: Sequence[Event]) -> int:
+    """How many events and tokens there are to work on."""
+    return len(events) + sum(len(event.tokens) for event in events if isinstance(event, PromptScored | Text))

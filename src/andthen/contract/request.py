@@ -15,7 +15,7 @@ from andthen.contract.fields import completion_fields
 from andthen.contract.limits import Limits
 from andthen.contract.shapes import Prompt
 
-__all__ = ["CompletionRequest", "Limits", "Prompt", "parse"]
+__all__ = ["CompletionRequest", "Limits", "Prompt", "parse", "worst_prompt_tokens"]
 
 _MAX_IGNORED = 16
 
@@ -73,9 +73,10 @@ def parse(body: bytes, limits: Limits) -> CompletionRequest:
 
     Raises:
         InvalidJson: the body is not a JSON object.
+        PayloadTooLarge: it holds too many values.
         BadRequest: a field is wrong; `param` names it. Of several the first of the table, then the first rule.
     """
-    members = split(body, limits.max_depth)
+    members = split(body, limits.max_depth, limits.max_items)
     table = _table(limits)
     values = table.read(members)
     given = tuple(values)
@@ -115,3 +116,16 @@ def _check(request: CompletionRequest, limits: Limits) -> None:
             f"request. Lower `{at_fault}` or split the request.",
             param=at_fault,
         )
+
+
+def worst_prompt_tokens(prompt: Prompt, tokens: int | None = None) -> int:
+    """The most that a prompt can come to in one call.
+
+    Args:
+        tokens: as the model's own tokenizer counts it, where that is at hand.
+
+    A tokenizer makes at least a byte of each token of a text; 64 more are for what a vendor puts around it.
+    """
+    if tokens is not None:
+        return tokens
+    return (len(prompt) if isinstance(prompt, tuple) else len(prompt.encode())) + 64

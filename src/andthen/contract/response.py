@@ -135,6 +135,8 @@ class Completion:
         self._tokens: list[list[Token]] = [[] for _ in range(choices)]
         self._reasons: list[FinishReason | None] = [None] * choices
         self._usage: Usage | None = None
+        self.tokens = 0
+        """Of all choices, that are to be written."""
 
     def feed(self, event: Event) -> None:
         n = self._request.n
@@ -143,12 +145,14 @@ class Completion:
                 index = event.prompt * n + event.candidate
                 self._texts[index].append(event.text)
                 self._tokens[index] += event.tokens
+                self.tokens += len(event.tokens)
             case Finished():
                 self._reasons[event.prompt * n + event.candidate] = event.reason
             case PromptScored() if self._request.echo:
                 for index in range(event.prompt * n, event.prompt * n + n):
                     self._texts[index].append(event.text)
                     self._tokens[index] += event.tokens
+                    self.tokens += len(event.tokens)
             case Usage():
                 self._usage = event
 
@@ -181,6 +185,10 @@ class Stream:
         self._request = request
         self._head = head
         self._prompt_tokens = self._cached_tokens = self._completion_tokens = 0
+
+    def frames(self, events: Iterable[Event]) -> bytes:
+        """Those for some events, in their order."""
+        return b"".join(map(self.feed, events))
 
     def feed(self, event: Event) -> bytes:
         """The frames for one event; empty where it shows nothing."""

@@ -28,6 +28,8 @@ class Shape(Struct, frozen=True, kw_only=True):
     """JSON Schema, without null."""
     says: str
     """Goes on from "must be"."""
+    most_values: int | None = None
+    """So many values, more than any model has a use for, are read; no comma stands in the strings of a real one."""
     refine: Callable[[Any], Any] | None = None
     """Checks what a type can't say and makes the value that the request holds; None is absent.
 
@@ -65,6 +67,9 @@ def string(min_length: int = 0) -> Shape:
         refine=_absent_if_empty,
     )
 
+
+_VOCABULARY = 2**18
+"""No known vocabulary has more tokens."""
 
 _TokenId = Annotated[int, Meta(ge=0, le=INT32_MAX)]
 _TOKEN_ID_SCHEMA = {"type": "integer", "minimum": 0, "maximum": INT32_MAX}
@@ -163,6 +168,7 @@ def logit_bias() -> Shape:
             "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100},
         },
         says="an object that maps token ids (as strings) to numbers from -100 to 100",
+        most_values=_VOCABULARY,
         refine=refine,
     )
 
@@ -227,6 +233,7 @@ def any_object() -> Shape:
         python=dict[str, Raw],
         schema={"type": "object"},
         says="an object",
+        most_values=2**16,
         refine=lambda value: True if value else None,
     )
 

@@ -41,7 +41,6 @@ _STRUCTS = (
     usage.UsageReply,
 )
 _KEY: list[Json] = [{"apiKey": []}, {"bearer": []}]
-_KEY_OFF_LOOPBACK = [{}, *_KEY]
 WITH_KEY = (errors.InvalidApiKey, errors.PermissionDenied)
 _ANYWHERE = (errors.HeadersTooLarge, errors.InternalError, errors.ShuttingDown)
 WITH_BODY = (
@@ -169,12 +168,7 @@ def _paths() -> Json:
     paths["/readyz"] = {
         "get": operation("ready", "Would a completion be taken?", ready, (errors.EngineRestarted,), security=[])
     }
-    paths["/metrics"] = {
-        "get": operation(
-            "metrics", "Counters of all workers and the engine", metrics, WITH_KEY,
-            security=_KEY_OFF_LOOPBACK,
-        )
-    }  # fmt: skip
+    paths["/metrics"] = {"get": operation("metrics", "Counters of all workers and the engine", metrics, WITH_KEY)}
     paths["/openapi.json"] = {"get": operation("openapi", "This document", document, (), security=[])}
     paths["/docs"] = {"get": operation("docs", "This document, to read", page, (), security=[])}
     paths["/"] = {"get": operation("page", "A page to try completions on", page, (), security=[])}
@@ -253,7 +247,6 @@ def _tokenize(root: str) -> Json:
         "The token ids of a text",
         json_reply("TokenizeReply", "The ids."),
         (*WITH_BODY, *_TOKENIZER_REFUSALS),
-        security=_KEY_OFF_LOOPBACK,
         body="TokenizeRequest",
     )
 
@@ -264,7 +257,6 @@ def _detokenize(root: str) -> Json:
         "The text of token ids",
         json_reply("DetokenizeReply", "The text."),
         (*WITH_BODY, *_TOKENIZER_REFUSALS),
-        security=_KEY_OFF_LOOPBACK,
         body="DetokenizeRequest",
     )
 
@@ -273,7 +265,7 @@ def _tokenizer_info(root: str) -> Json:
     done = json_reply("TokenizerInfo", "The special tokens and the chat template.")
     name, summary = _name("tokenizerInfo", root), "The special tokens of a model"
     refusals = (errors.BadRequest, *_TOKENIZER_REFUSALS)
-    made = operation(name, summary, done, refusals, security=_KEY_OFF_LOOPBACK)
+    made = operation(name, summary, done, refusals)
     made["parameters"] = [
         {
             "name": "model",

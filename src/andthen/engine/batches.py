@@ -84,18 +84,19 @@ def decoding(decodes: list[Sequence]) -> Layout:
 
 
 def reading(read: Read, context: int) -> Layout:
-    """Exact: the batch of one prompt's tokens.
+    """Exact: the batch of one prompt's tokens, or of those that a preempted sequence had chosen.
 
     Args:
-        read: the prompt and which of its tokens.
+        read: which tokens.
         context: the longest sequence; at its very end there is no room for a neighbour.
     """
     layout = Layout()
     _lay_read(layout, read)
     real = [index for index, wanted in enumerate(layout.wanted) if wanted]
-    if len(layout.ids) % SLICE_TOKENS == 1 and read.stop < context:
-        layout.add(layout.tokens[-1], read.stop, read.group.trunk, wanted=False)
-        layout.rewinds.append(Rewind(read.group.trunk, read.stop))
+    end = read.position + read.stop - read.start
+    if len(layout.ids) % SLICE_TOKENS == 1 and end < context:
+        layout.add(layout.tokens[-1], end, read.id, wanted=False)
+        layout.rewinds.append(Rewind(read.id, end))
     for start in range(0, len(layout.ids), SLICE_TOKENS):
         rows = range(start, min(start + SLICE_TOKENS, len(layout.ids)))
         if sum(layout.wanted[row] for row in rows) == 1 and len(rows) > 1:
@@ -107,10 +108,10 @@ def reading(read: Read, context: int) -> Layout:
 
 
 def _lay_read(layout: Layout, read: Read) -> None:
-    group, count = read.group, read.stop - read.start
-    layout.tokens += group.tokens[read.start : read.stop].tolist()
-    layout.positions += range(read.start, read.stop)
-    layout.ids += [group.trunk] * count
-    layout.wanted += [int(group.scored)] * count
+    tokens = read.tokens
+    layout.tokens += tokens
+    layout.positions += range(read.position, read.position + len(tokens))
+    layout.ids += [read.id] * len(tokens)
+    layout.wanted += [int(read.scored)] * len(tokens)
     if read.last:
         layout.wanted[-1] = 1

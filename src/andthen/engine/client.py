@@ -20,6 +20,7 @@ import structlog
 from andthen.contract.errors import AndthenError, EngineRestarted, by_code
 from andthen.contract.events import Event, Exchange, Finished, Text, Usage
 from andthen.contract.request import CompletionRequest
+from andthen.descriptors import or_refusal
 from andthen.engine.frames import decode_answers
 from andthen.engine.messages import (
     CREDIT_TOKENS,
@@ -92,7 +93,7 @@ class EngineClient:
             model: the whole name, `local/NAME`.
 
         Raises:
-            EngineRestarted: there is no engine at the moment.
+            EngineRestarted, NoDescriptors: there is no engine at the moment, or no link to it.
         """
         link = self._linked()
         known = self.models.get(model)
@@ -105,18 +106,18 @@ class EngineClient:
         return (await self._ask(Describe, Described)).models
 
     async def tokenize(
-        self, model: str, text: str, *, add_special: bool = True, parse_special: bool = True
+        self, model: str, text: str, *, owner: str = "", add_special: bool = True, parse_special: bool = True
     ) -> list[int]:
         """The ids of a text. Raises the engine's `AndthenError`."""
 
         def question(number: int) -> Question:
-            return Tokenize(number, model, text, add_special, parse_special)
+            return Tokenize(number, model, text, add_special, parse_special, owner)
 
         return (await self._ask(question, Tokenized)).tokens
 
-    async def detokenize(self, model: str, tokens: tuple[int, ...]) -> str:
+    async def detokenize(self, model: str, tokens: tuple[int, ...], *, owner: str = "") -> str:
         """The text of ids. Raises the engine's `AndthenError`."""
-        return (await self._ask(lambda number: Detokenize(number, model, tokens), Detokenized)).text
+        return (await self._ask(lambda number: Detokenize(number, model, tokens, owner), Detokenized)).text
 
     async def _ask(self, question: Callable[[int], Question], kind: type[_Reply]) -> _Reply:
         return await self._ask_over(self._linked(), question, kind)
@@ -127,6 +128,9 @@ class EngineClient:
         try:
             link.ask(question(number))
             reply = await waiting
+        except asyncio.CancelledError:
+            link.ask(Cancel(number))
+            raise
         finally:
             del self._replies[number]
         if not isinstance(reply, kind):
@@ -135,7 +139,7 @@ class EngineClient:
 
     def _linked(self) -> _EngineLink:
         if self._link is None or not self.ready:
-            raise _restarted()
+            raise or_refusal(_restarted())
         return self._link
 
     async def _keep_linked(self) -> None:

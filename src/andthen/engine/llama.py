@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from andthen.engine import pulse
+
 XLLAMACPP_VERSION = "2026.10.11549"
 
 TokenArray = npt.NDArray[np.int32]
@@ -161,6 +163,7 @@ class Library:
             "memory_seq_cp": (None, [pointer, i32, i32, i32, i32]),
             "memory_clear": (None, [pointer, ctypes.c_bool]),
             "decode": (i32, [pointer, _Batch]),
+            "set_abort_callback": (None, [pointer, pointer, pointer]),
             "get_logits": (ctypes.POINTER(ctypes.c_float), [pointer]),
             "model_get_vocab": (pointer, [pointer]),
             "model_n_ctx_train": (i32, [pointer]),
@@ -448,6 +451,8 @@ class Context:
         if not self._handle:
             raise LlamaError(f"no context of {cells} tokens: {'; '.join(self._lib.complaints) or 'no reason given'}")
         self._memory = self._lib.get_memory(self._handle)
+        if callback := pulse.own.on_node():
+            self._lib.set_abort_callback(self._handle, *callback)  # it never aborts
 
     def decode(self, batch: Batch) -> int:
         """Computes the batch. 0: done; 1: no cells free, nothing changed; 2: aborted; negative: refused or failed."""

@@ -2,7 +2,7 @@
 
 A job is one request or one question, numbered by the asker; the numbers of one link never repeat. Every `Submit`
 is answered by `Emitted` frames whose last event is a `Usage` (also after `Cancel`), or by one `Failed`. Every other
-question is answered by its own reply or by `Failed`.
+question is answered by its own reply or by `Failed`; after `Cancel`, perhaps by nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from andthen.contract.events import Event
 from andthen.contract.request import CompletionRequest
 
 CREDIT_TOKENS = 1024
-"""Generated tokens that a job may be ahead of its reader before the engine pauses it."""
+"""Generated tokens that a job may be ahead of its reader before the engine pauses it. What is paused for half a second
+gives up its place to whoever wants it, and is computed again when its reader goes on."""
 
 
 class ModelInfo(Struct, frozen=True):
@@ -37,6 +38,8 @@ class ModelInfo(Struct, frozen=True):
     eos_token: str | None = None
     pad_token: str | None = None
     chat_template: str | None = None
+    longest_piece: int = 256
+    """Bytes of the longest token: a text of b bytes has at least b / longest_piece tokens."""
 
 
 class Submit(Struct, frozen=True, tag=True):
@@ -70,12 +73,16 @@ class Tokenize(Struct, frozen=True, tag=True):
     text: str
     add_special: bool = True
     parse_special: bool = True
+    owner: str = ""
+    """As of `Submit`."""
 
 
 class Detokenize(Struct, frozen=True, tag=True):
     job: int
     model: str
     tokens: tuple[int, ...]
+    owner: str = ""
+    """As of `Submit`."""
 
 
 Question = Submit | Cancel | Credit | Describe | Tokenize | Detokenize

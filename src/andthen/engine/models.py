@@ -114,6 +114,7 @@ class Known:
             eos_token=text(model.eos),
             pad_token=text(model.pad),
             chat_template=model.chat_template,
+            longest_piece=model.longest_piece,
         )
 
 

@@ -54,7 +54,7 @@ class _Live:
 
     @property
     def computed(self) -> int:
-        return self.group.read
+        return self.group.held
 
 
 Holder = Prefix | _Live

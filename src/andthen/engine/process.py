@@ -27,9 +27,10 @@ from msgspec import Struct
 from prometheus_client import CollectorRegistry
 
 from andthen import child, logs, metrics
+from andthen.engine import pulse
 from andthen.engine.frames import decode_question
 from andthen.engine.messages import Answer, Question
-from andthen.engine.settings import ENVIRONMENT, EngineSettings
+from andthen.engine.settings import ENVIRONMENT, INHERITED, EngineSettings
 from andthen.frames import FrameCutter, frame
 
 COMMAND = (sys.executable, "-m", "andthen.engine.process")
@@ -74,11 +75,14 @@ class Boot(Struct, frozen=True):
     run_dir: str
     settings: EngineSettings
     logs: logs.LogSettings
+    pulse_fd: int = -1
+    """Of the `Pulse` by which it is watched; −1 where nobody does."""
 
 
 def spawn(boot: Boot, command: tuple[str, ...] = COMMAND) -> subprocess.Popen[bytes]:
     """Starts an engine process. It stops when the returned process's `stdin` is closed."""
-    return child.spawn(command, boot, descriptors=[boot.listening_fd], environment=ENVIRONMENT)
+    descriptors = [boot.listening_fd] if boot.pulse_fd < 0 else [boot.listening_fd, boot.pulse_fd]
+    return child.spawn(command, boot, descriptors=descriptors, inherited=INHERITED, environment=ENVIRONMENT)
 
 
 class _Switchboard:
@@ -167,13 +171,14 @@ async def _serve(boot: Boot, make_engine: Callable[[EngineSettings, Emit], RunsJ
     thread = threading.Thread(target=work, name="engine", daemon=True)
     thread.start()
     child.on_told_to_stop(lambda: finish(0))
-    measuring = asyncio.create_task(_measure(engine))
+    chores = [asyncio.create_task(_measure(engine)), asyncio.create_task(_show_life(boot.settings.beat_s))]
     listening = socket.socket(fileno=boot.listening_fd)
     listening.setblocking(False)
     # Never closed: closing would remove the socket's path, on which the next engine accepts.
     _server = await loop.create_unix_server(lambda: _WorkerLink(switchboard), sock=listening)
     code = await done
-    measuring.cancel()
+    for chore in chores:
+        chore.cancel()
     engine.stop()
     await asyncio.to_thread(thread.join, _STOP_WAIT_S)
     return code
@@ -186,6 +191,12 @@ async def _measure(engine: RunsJobs) -> None:
         await asyncio.sleep(_STATS_INTERVAL_S)
 
 
+async def _show_life(interval_s: float) -> None:
+    while True:
+        pulse.own.beat_at_socket()
+        await asyncio.sleep(interval_s)
+
+
 def main(make_engine: Callable[[EngineSettings, Emit], RunsJobs] | None = None) -> None:
     """The process: never returns. `make_engine` is the engine's class where it is not the embedded one."""
     for ignored in (signal.SIGINT, signal.SIGTERM):
@@ -193,6 +204,8 @@ def main(make_engine: Callable[[EngineSettings, Emit], RunsJobs] | None = None) 
     boot = child.read_boot(Boot)
     logs.configure(boot.logs)
     metrics.join(Path(boot.run_dir), PLACE)
+    if boot.pulse_fd >= 0:
+        pulse.own.join(boot.pulse_fd)
     if make_engine is None:
         from andthen.engine.loop import Engine
 

@@ -11,6 +11,7 @@ Used by one thread, which waits for its helper before it goes on. Knows nothing 
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from collections.abc import Sequence as Row
 from queue import SimpleQueue
@@ -61,12 +62,17 @@ class Counts(Struct):
     prompt_tokens: int = 0
     cached_tokens: int = 0
     generated_tokens: int = 0
+    recomputed_tokens: int = 0
+    """Of sequences that were preempted and go on."""
+    preemptions: int = 0
 
     def add(self, other: Counts) -> None:
         self.steps += other.steps
         self.prompt_tokens += other.prompt_tokens
         self.cached_tokens += other.cached_tokens
         self.generated_tokens += other.generated_tokens
+        self.recomputed_tokens += other.recomputed_tokens
+        self.preemptions += other.preemptions
 
 
 class Drawn(Struct, frozen=True):
@@ -166,6 +172,11 @@ class Runner:
             job.close()
             self._forget(job)
 
+    def refuse(self, job: Job, error: AndthenError) -> None:
+        """Ends a job whose turn has not come."""
+        self._forget(job)
+        self._fail(job, error)
+
     def credit(self, job: Job, tokens: int) -> None:
         """Its reader took so many tokens."""
         job.ahead = max(0, job.ahead - tokens)
@@ -177,7 +188,8 @@ class Runner:
         Raises:
             LlamaError: the library refused the batch; `break_off` is all that helps.
         """
-        step = self.scheduler.plan()
+        step = self.scheduler.plan(time.monotonic())
+        self.counts.preemptions += step.preempted
         self._apply(step)
         if not step.tokens and not step.starts:
             self._settle()
@@ -199,7 +211,11 @@ class Runner:
             candidates = self._do_chores(step)
             logits = self._decode(layouts)
         self.counts.steps += 1
-        self.counts.prompt_tokens += step.tokens - len(step.decodes)
+        for read in step.reads:
+            if read.again:
+                self.counts.recomputed_tokens += read.stop - read.start
+            else:
+                self.counts.prompt_tokens += read.stop - read.start
         self._draw(step, candidates, logits)
         return True
 
@@ -294,7 +310,7 @@ class Runner:
         for index, (candidate, token) in enumerate(zip(living, tokens, strict=True)):
             self._unsettled.append(self._accept(candidate, token, places.get(index, -1)))
         for sequence in step.starts:
-            if not sequence.group.has_unadmitted:
+            if not sequence.group.waiting:
                 self._first_logits.pop(sequence.group, None)
 
     def _take_logits(self, step: Step, logits: list[LogitArray]) -> LogitArray:
@@ -317,17 +333,17 @@ class Runner:
         place = 0
         for read in step.reads:
             prompt = self._prompts.get(read.group)
-            count = read.stop - read.start if read.group.scored else int(read.last)
+            count = read.stop - read.start if read.scored else int(read.last)
             rows, place = logits[place : place + count], place + count
             if prompt is None:
                 continue  # cancelled meanwhile
-            if read.group.scored:
+            if read.scored:
                 self._take_scores(prompt, read, rows)
-            if read.last:
+            if read.last and not read.again:
                 self.counts.cached_tokens += read.group.cached
                 self._unsettled.append(prompt)
-                if read.group.sequences:
-                    self._first_logits[read.group] = rows[-1].copy()
+            if read.last and read.group.has_unstarted:
+                self._first_logits[read.group] = rows[-1].copy()
 
     def _take_scores(self, prompt: PromptJob, read: Read, logits: LogitArray) -> None:
         tokens = read.group.tokens
@@ -419,7 +435,7 @@ class Runner:
             reason = "length"
         if reason is None:
             return
-        if candidate.sequence.state is State.RUNNING:
+        if candidate.sequence.state is not State.DONE:  # preempted since it was drawn, it waits
             self.scheduler.finish(candidate.sequence)
         self._candidates.pop(candidate.sequence, None)
         job.finish(candidate, reason)
@@ -439,6 +455,10 @@ class Runner:
             self.scheduler.cancel(prompt.group)
 
     def _pause(self, job: Job, paused: bool) -> None:
-        for prompt in job.prompts:
-            for sequence in prompt.group.sequences:
-                sequence.paused = paused
+        if paused:
+            now_s = time.monotonic()
+            for prompt in job.prompts:
+                self.scheduler.pause(prompt.group, now_s)
+        else:
+            for prompt in reversed(job.prompts):
+                self.scheduler.resume(prompt.group)

@@ -5,6 +5,10 @@ the trunk's cells and adds its own. The states, and the only ways between them:
 
     group       waiting → reading → open → done
     sequence    waiting → running → done          (running: it holds a sequence id and its cells)
+
+A sequence that is preempted goes from running back to waiting: it gives up its id and its cells and keeps the tokens
+that it chose. A group whose last sequence is preempted goes back to waiting too. What is admitted again is computed
+again, prompt and chosen tokens, and then goes on with the next token.
 """
 
 from __future__ import annotations
@@ -34,6 +38,9 @@ TRANSITIONS: frozenset[tuple[State, State]] = frozenset(
         (State.RUNNING, State.DONE),
         (State.WAITING, State.DONE),
         (State.READING, State.DONE),
+        (State.RUNNING, State.WAITING),
+        (State.READING, State.WAITING),
+        (State.OPEN, State.WAITING),
     }
 )
 
@@ -53,7 +60,7 @@ class _Stateful:
 class Sequence(_Stateful):
     """One candidate: its place in the pool and the tokens it was given."""
 
-    __slots__ = ("chosen", "decoded", "group", "id", "number", "paused")
+    __slots__ = ("chosen", "decoded", "group", "id", "number", "resumed_at")
 
     def __init__(self, group: Group, number: int) -> None:
         super().__init__()
@@ -61,15 +68,22 @@ class Sequence(_Stateful):
         self.number = number
         self.id = -1
         self.chosen: list[int] = []
-        """Generated tokens; all but the last few are decoded, that is in the pool."""
+        """Generated tokens."""
         self.decoded = 0
-        self.paused = False
-        """Its reader is behind: it keeps its cells and is left out of the batches."""
+        """How many of them are in the pool: all but the last one, and fewer after a preemption."""
+        self.resumed_at = 0
+        """How many tokens it had chosen when it was last admitted."""
 
     @property
     def position(self) -> int:
         """Where its next token to decode stands in the text."""
         return len(self.group.tokens) + self.decoded
+
+    def become(self, state: State) -> None:
+        before = self.state
+        super().become(state)
+        self.group.waiting += (state is State.WAITING) - (before is State.WAITING)
+        self.group.running += (state is State.RUNNING) - (before is State.RUNNING)
 
 
 class Group(_Stateful):
@@ -83,7 +97,10 @@ class Group(_Stateful):
         scored: the logits of every prompt position are wanted, so that nothing of it can come from the prefix cache.
     """
 
-    __slots__ = ("admitted", "cached", "max_tokens", "owner", "read", "scored", "sequences", "tokens", "trunk")
+    __slots__ = (
+        "cached", "given", "held", "max_tokens", "owner", "paused_at_s", "read", "running", "scored", "sequences",
+        "tokens", "trunk", "waiting",
+    )  # fmt: skip
 
     def __init__(self, owner: str, tokens: Tokens, *, max_tokens: int, candidates: int, scored: bool = False) -> None:
         super().__init__()
@@ -92,14 +109,21 @@ class Group(_Stateful):
         self.max_tokens = max_tokens
         self.scored = scored
         self.sequences = [Sequence(self, number) for number in range(candidates)]
-        self.admitted = 0
-        """Candidates that were given their place; they come in order."""
+        self.waiting = candidates
+        """Candidates that wait: not yet admitted, or preempted."""
+        self.running = 0
         self.trunk = -1
         """The sequence id that holds the prompt."""
-        self.read = 0
+        self.held = 0
         """Prompt tokens in the pool."""
+        self.given = 0
+        """How many of those that are held another sequence had already computed."""
+        self.read = 0
+        """The most prompt tokens that were ever in the pool: fewer are held after a preemption."""
         self.cached = 0
-        """How many of them another sequence had already computed."""
+        """How many of the tokens read another sequence had already computed."""
+        self.paused_at_s: float | None = None
+        """Since when its reader is behind; None: it is not. Its sequences are then left out of the batches."""
 
     @property
     def single(self) -> bool:
@@ -107,5 +131,10 @@ class Group(_Stateful):
         return len(self.sequences) == 1
 
     @property
-    def has_unadmitted(self) -> bool:
-        return self.admitted < len(self.sequences)
+    def has_unstarted(self) -> bool:
+        """Some candidate has yet to get its first token."""
+        return any(not sequence.chosen and sequence.state is not State.DONE for sequence in self.sequences)
+
+    def next_waiting(self) -> Sequence:
+        """The first of the candidates that wait; there is one."""
+        return next(sequence for sequence in self.sequences if sequence.state is State.WAITING)

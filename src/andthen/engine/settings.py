@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated
 
 from msgspec import Meta, Struct
@@ -17,6 +18,18 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(128 << 20),
 }
 """What has to be said before the engine's process starts, or its library loads."""
+
+
+_BEAT_S = 1.0
+_BEATS = 8
+"""So often within `hang_s`, at least."""
+
+
+INHERITED = re.compile(
+    r"(OMP|GOMP|KMP|OPENBLAS|MKL|BLIS|GGML|CUDA|HIP|HSA|ROCR|ROCM|SYCL|ONEAPI|ZE)_\w+"
+    r"|NVIDIA_(VISIBLE_DEVICES|DRIVER_CAPABILITIES)|VK_(ICD_FILENAMES|DRIVER_FILES|LAYER_PATH)"
+)
+"""Names of the environment's variables that its process gets: what its libraries read of the machine."""
 
 
 class ModelSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -50,8 +63,17 @@ class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Bound of all loaded models' weights and key-value pools; models idle longest are unloaded to keep it.
     0 is half of the machine's memory."""
     max_waiting: Annotated[int, Meta(ge=1)] = 256
-    """Requests that may wait for their turn; past it 503 `no_capacity`."""
+    """Requests that may wait for their turn. Past it the newest request of the key that has most of them waiting gets
+    503 `no_capacity`."""
     max_sequences: Annotated[int, Meta(ge=1, le=254)] = 128
     """Sequences that a model runs at once."""
     batch_tokens: Annotated[int, Meta(ge=32, le=4096)] = 256
     """Tokens that one step computes at most: the bound of what a long prompt may delay the others."""
+    hang_s: Annotated[float, Meta(ge=0, le=86_400)] = 10.0
+    """An engine that shows no sign of life for so long is killed and started again; with 0 none is. On a CPU each part
+    of a step is such a sign, on a GPU only its end: set more there if a step takes as long."""
+
+    @property
+    def beat_s(self) -> float:
+        """How often its threads show life while they have nothing to do."""
+        return min(_BEAT_S, self.hang_s / _BEATS) if self.hang_s else _BEAT_S

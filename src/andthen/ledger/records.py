@@ -152,16 +152,3 @@ class Shortfall(Struct, frozen=True):
         """There would be no room even if all that is reserved were given back."""
         bound = self.budget.micros if self.kind == "money" else self.budget.tokens
         return bound is not None and self.spent + self.needed > bound
-
-
-def worst_prompt_tokens(prompt: str | tuple[int, ...], tokens: int | None = None) -> int:
-    """The most that a prompt can come to in one call.
-
-    Args:
-        tokens: as the model's own tokenizer counts it, where that is at hand.
-
-    A tokenizer makes at least a byte of each token of a text; 64 more are for what a vendor puts around it.
-    """
-    if tokens is not None:
-        return tokens
-    return (len(prompt) if isinstance(prompt, tuple) else len(prompt.encode())) + 64

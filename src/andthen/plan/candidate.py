@@ -63,7 +63,7 @@ class Candidate:
 
     __slots__ = (
         "_begun", "_cut", "_keeps_nothing", "_logprobs", "_min_tokens", "_offsets", "_reported", "_shows_tokens",
-        "_stops", "ended", "generated", "reason", "scored", "seen_bytes", "state",
+        "_stops", "ended", "generated", "reason", "scored", "seen_bytes", "seen_tokens", "state",
     )  # fmt: skip
 
     def __init__(
@@ -85,6 +85,8 @@ class Candidate:
         """Tokens, as far as its source told them apart."""
         self.seen_bytes = 0
         """UTF-8 bytes of all text that came, shown or not."""
+        self.seen_tokens = 0
+        """Tokens that came with their texts."""
         self.scored = False
         """Any of its tokens came with a log-probability."""
         self.follow(prompt)
@@ -122,6 +124,7 @@ class Candidate:
         early = self._min_tokens - self.generated
         self.generated += event.generated
         self.seen_bytes += len(event.text.encode())
+        self.seen_tokens += len(event.tokens)
         if self.state is State.DONE:
             return False
         if self.state is not State.OPEN:  # which text leaves as it is: no look-up for each piece

@@ -15,10 +15,11 @@ from collections.abc import Iterator
 import msgspec
 from msgspec import Struct
 
-from andthen.contract.errors import UpstreamGarbled, UpstreamRefused
+from andthen.contract.errors import AndthenError, ReplyTooLarge, UpstreamGarbled, UpstreamRefused
 from andthen.contract.events import Counted, Event, Finished, PromptScored, Text, Token, Usage, total
 from andthen.contract.request import CompletionRequest, Prompt
 from andthen.contract.text import Offsets, rank, written_bytes
+from andthen.plan.bounds import asked_tokens, bounded, most_text_bytes, most_tokens, reserved_prompt_tokens
 from andthen.plan.candidate import Candidate
 from andthen.plan.plan import Plan
 
@@ -110,6 +111,8 @@ class Spread:
         self._over: set[int] = set()
         """The parts of which a candidate is done."""
         self._usage: dict[int, Usage] = {}
+        self._too_large: set[int] = set()
+        """The parts whose reply is far larger than what was asked."""
 
     def _candidate(self, prompt: Prompt) -> Candidate:
         request = self._request
@@ -130,6 +133,7 @@ class Spread:
 
         Raises:
             UpstreamGarbled: it has choices that were not asked.
+            ReplyTooLarge: it has far more text than was asked.
             UpstreamRefused: it lacks log-probabilities that were asked.
         """
         if events:
@@ -139,6 +143,7 @@ class Spread:
             if isinstance(event, Usage):
                 self._usage[part.number] = event
             elif isinstance(event, PromptScored):
+                event = _believed(event, part.request)
                 self._prompt_tokens[part.number] = self._prompt_tokens.get(part.number, 0) + event.prompt_tokens
                 shown += self._show(part.prompt + event.prompt, event)
             else:
@@ -151,11 +156,15 @@ class Spread:
             raise UpstreamGarbled("The vendor told more choices than were asked: send the request again.")
         shown = [] if self._shown[prompt] else [*self._show(prompt)]
         one = self._candidates[prompt][number]
+        if isinstance(event, Text) and event.generated > most_tokens(part.request):
+            event = msgspec.structs.replace(event, generated=len(event.tokens))  # told, and not to be believed
         if one.take(event) if isinstance(event, Text) else one.finish(event.reason, event.generated):
             self._over.add(part.number)
             shown += self._finished(prompt, number)
         elif not (self._plan.ranks or one.done):
             shown += self._said(prompt, number, one)
+        if one.seen_bytes > most_text_bytes(part.request) or one.seen_tokens > most_tokens(part.request):
+            raise ReplyTooLarge(f"The vendor's reply has far more text than {part.request.max_tokens} tokens.")
         return shown
 
     def close(self, part: Part) -> None:
@@ -167,8 +176,10 @@ class Spread:
         if not all(one.done for one in self._of(part)):
             raise UpstreamGarbled("The vendor told fewer choices than were asked: send the request again.")
 
-    def fail(self, part: Part) -> None:
+    def fail(self, part: Part, error: AndthenError) -> None:
         """Its call failed, and is not made again."""
+        if isinstance(error, ReplyTooLarge):
+            self._too_large.add(part.number)
         for one in self._of(part):
             one.lose()
 
@@ -198,7 +209,15 @@ class Spread:
 
     def usage_of(self, part: Part) -> Usage:
         """What a call has processed: as the vendor told it, else by the tokens that were seen, else by their bytes.
-        Zeros beside a text tell nothing: gateways put them for what they do not know."""
+        Zeros beside a text tell nothing: gateways put them for what they do not know. Never more than it can have come
+        to; and what was asked, where the reply is far larger than that."""
+        usage = self._usage_of(part)
+        if part.number in self._too_large:
+            prompt_tokens = min(usage.prompt_tokens, reserved_prompt_tokens(part.request))
+            return Usage(prompt_tokens, asked_tokens(part.request), source="bounded")
+        return bounded(usage, part.request)
+
+    def _usage_of(self, part: Part) -> Usage:
         told = self._usage.get(part.number)
         if told is not None and (told.completion_tokens or not any(one.seen_bytes for one in self._of(part))):
             return told
@@ -266,6 +285,12 @@ class Spread:
         if asked and one.seen_bytes and not one.scored and not self._request.max_tokens == 0:
             # No breach of its format: another try won't help, and the model is as good as ever for other requests.
             raise UpstreamRefused("The vendor told no log-probabilities, though they were asked: try another model.")
+
+
+def _believed(event: PromptScored, request: CompletionRequest) -> PromptScored:
+    """With no more tokens than the prompts can have."""
+    told = bounded(Usage(event.prompt_tokens, 0, event.cached_tokens), request)
+    return msgspec.structs.replace(event, prompt_tokens=told.prompt_tokens, cached_tokens=told.cached_tokens or 0)
 
 
 def _placed(tokens: tuple[Token, ...]) -> tuple[Token, ...]:

@@ -22,6 +22,7 @@ from andthen.books.policy import UNBOUNDED, BadPolicy, Policy
 from andthen.books.store import BooksError, Change, IssuedKey, KeyChange, KeyEnded, NameTaken, NoSuchKey, Store
 from andthen.contract.errors import BadRequest, Conflict, DatabaseUnavailable, InvalidJson, NotFound
 from andthen.contract.usage import BudgetStanding
+from andthen.descriptors import or_refusal
 from andthen.server.http import JSON, Exchange
 from andthen.server.services import Services
 from andthen.server.usage import standings
@@ -175,7 +176,9 @@ async def _ask(call: Callable[..., _T], *arguments: Any, **named: Any) -> _T:
     except ValueError as error:
         raise BadRequest(f"`name` can't be so: {error}.", param="name") from None
     except BooksError as error:
-        raise DatabaseUnavailable("The database can't be used at the moment: send the request again.") from error
+        raise or_refusal(
+            DatabaseUnavailable("The database can't be used at the moment: send the request again.")
+        ) from error
 
 
 async def _body(exchange: Exchange, kind: type[_Body]) -> _Body:

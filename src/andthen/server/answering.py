@@ -9,6 +9,7 @@ import structlog
 
 from andthen.contract.errors import AndthenError, InternalError, ShuttingDown
 from andthen.contract.response import error_frame
+from andthen.descriptors import means_none_left, refusal
 from andthen.server.http import ClientGone, Exchange
 from andthen.server.services import Services
 
@@ -31,9 +32,12 @@ async def answer(services: Services, exchange: Exchange, handle: Callable[[Excha
         error = shutting_down()
     except ClientGone:
         raise
-    except Exception:
-        _LOG.exception("request_failed", request=exchange.id, route=exchange.route)
-        error = InternalError("Something went wrong here: send the request again. The log has the cause.")
+    except Exception as found:
+        if means_none_left(found):
+            error = refusal()
+        else:
+            _LOG.exception("request_failed", request=exchange.id, route=exchange.route)
+            error = InternalError("Something went wrong here: send the request again. The log has the cause.")
     exchange.code = error.code
     if exchange.status is None:
         await exchange.fail(error)

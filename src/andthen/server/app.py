@@ -19,8 +19,9 @@ from andthen.metrics import TOKEN_KINDS
 from andthen.server import cors
 from andthen.server.access import check_address, check_kind, sent_secret
 from andthen.server.answering import answer, shutting_down
-from andthen.server.health import asked_here, check_metrics_key, is_loopback
+from andthen.server.health import check_metrics_key
 from andthen.server.http import ClientGone, Exchange, Receive, Send
+from andthen.server.loopback import asked_here, is_loopback
 from andthen.server.noting import ending
 from andthen.server.routes import Access, Route, Routes, check_method
 from andthen.server.services import Services
@@ -31,6 +32,7 @@ CLIENT_GONE_STATUS = 499
 
 _ACCOUNT = re.compile(rb"[\w.:-]{1,64}", re.ASCII)
 
+_OPENED_AS = {Access.METRICS: "metrics", Access.KEY_OFF_LOOPBACK: "tokenizer"}
 _FOR_ADMIN = {Access.KEY: False, Access.ADMIN: True}
 
 _LOG = structlog.get_logger("andthen.server")
@@ -107,9 +109,10 @@ class App:
         if route.access is Access.METRICS and self._services.settings.metrics_key is not None:
             check_metrics_key(self._services.settings, secret)
             return
-        if route.access not in (Access.KEY, Access.ADMIN) and self._loopback and asked_here(exchange):
-            return
         if secret is None:
+            opened = _OPENED_AS.get(route.access) in self._services.settings.open_on_loopback
+            if opened and self._loopback and asked_here(exchange):
+                return
             raise InvalidApiKey("No API key was sent: send it as the header `x-api-key` or as a bearer token.")
         keys = self._services.keys
         key = keys.lookup(secret) or await keys.look_again(secret)

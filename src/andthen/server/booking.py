@@ -11,8 +11,8 @@ from andthen.books.texts import Draft
 from andthen.complete import Work
 from andthen.contract.errors import AndthenError, InternalError, ShuttingDown
 from andthen.contract.events import Event
-from andthen.contract.request import CompletionRequest
-from andthen.ledger.records import EndedBy, Origin, worst_prompt_tokens
+from andthen.contract.request import CompletionRequest, worst_prompt_tokens
+from andthen.ledger.records import EndedBy, Origin
 from andthen.server.http import ClientGone, Exchange
 from andthen.server.services import Services
 

@@ -14,9 +14,10 @@ from urllib.parse import quote
 from prometheus_client import Histogram
 
 from andthen.complete import Work, prepare
-from andthen.contract.events import Event, Text
+from andthen.contract.events import Event, Text, size
 from andthen.contract.request import CompletionRequest, parse
 from andthen.contract.response import COMMENT, DONE, Completion, Head, Stream
+from andthen.offload import LARGE_BYTES, LARGE_EVENTS, offload
 from andthen.server.access import allows_model, check_max_tokens, check_model
 from andthen.server.booking import Booking
 from andthen.server.http import JSON, Exchange, Headers
@@ -53,7 +54,8 @@ async def _run(services: Services, exchange: Exchange, booking: Booking) -> None
 
 async def _complete(services: Services, exchange: Exchange, booking: Booking) -> None:
     body = await exchange.body()
-    request = parse(body, services.limits)
+    large = len(body) > LARGE_BYTES
+    request = await offload(parse, body, services.limits) if large else parse(body, services.limits)
     booking.note(request)
     if ignored := _ignored(request.ignored):
         exchange.reply_headers.append((b"x-andthen-ignored", ignored))
@@ -107,7 +109,9 @@ async def _whole(
             booking.hear(events)
             for event in events:
                 completion.feed(event)
-    body = completion.body(_head(services, exchange, work))
+    head = _head(services, exchange, work)
+    large = completion.tokens > LARGE_EVENTS
+    body = await offload(completion.body, head) if large else completion.body(head)
     await booking.settle()
     await exchange.reply(200, [*JSON, (b"server-timing", clock.header(total=True))], body)
 
@@ -125,7 +129,8 @@ async def _stream(
                 booking.hear(events)
                 if stream is None:
                     stream = Stream(request, _head(services, exchange, work))
-                await reply.write(b"".join(map(stream.feed, events)))
+                large = size(events) > LARGE_EVENTS
+                await reply.write(await offload(stream.frames, events) if large else stream.frames(events))
         await booking.settle()
         await reply.end(DONE if _wants_done(exchange, services.settings) else b"")
     finally:
@@ -197,6 +202,7 @@ class _EventStream:
         self._written_at_s = self._loop.time()
         self._timer = self._loop.call_later(settings.stream_open_after_s, self._tick)
         self._commenting: asyncio.Task[None] | None = None
+        exchange.link.probe = self._send_comment
 
     async def write(self, frames: bytes) -> None:
         """Sends what an event shows. The first event opens the stream, also if it shows nothing."""
@@ -214,6 +220,7 @@ class _EventStream:
     def close(self) -> None:
         """No comment any more."""
         self._timer.cancel()
+        self._exchange.link.probe = None
 
     async def _open(self) -> None:
         headers: Headers = [(b"content-type", b"text/event-stream"), (b"cache-control", b"no-store")]
@@ -227,8 +234,11 @@ class _EventStream:
         left_s = self._silence_s - silent_s
         if self._exchange.status is None or left_s <= 0:
             left_s = self._silence_s
-            self._commenting = self._loop.create_task(self._comment())
+            self._send_comment()
         self._timer = self._loop.call_later(left_s, self._tick)
+
+    def _send_comment(self) -> None:
+        self._commenting = self._loop.create_task(self._comment())
 
     async def _comment(self) -> None:
         # While a write waits for the client, nothing is missed and nothing may come in between.

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import ipaddress
-from urllib.parse import urlsplit
 
 import msgspec
 
@@ -16,7 +14,6 @@ from andthen.server.http import JSON, Exchange
 from andthen.server.services import Services
 from andthen.server.settings import ServerSettings
 
-_PASSED_ON = (b"forwarded", b"via", b"x-forwarded-for")
 _OK = msgspec.json.encode(Health("ok"))
 
 
@@ -48,26 +45,3 @@ def check_metrics_key(settings: ServerSettings, secret: str | None) -> None:
     wanted = settings.metrics_key or ""
     if not hmac.compare_digest(wanted.encode(), (secret or "").encode(errors="replace")):
         raise InvalidApiKey("`/metrics` takes the key that `server.metrics_key` sets, as `x-api-key` or bearer token.")
-
-
-def asked_here(exchange: Exchange) -> bool:
-    """Whether a request to a loopback address is one of this machine's own, as far as its headers tell: no proxy passed
-    it on, and it was sent to one of this machine's names. A page of another site whose name was made to lead here (DNS
-    rebinding) is asked for by that name."""
-    if any(exchange.header(name) is not None for name in _PASSED_ON):
-        return False
-    host = (exchange.header(b"host") or b"localhost").decode("latin-1")
-    try:
-        return is_loopback(urlsplit(f"//{host}").hostname or "")
-    except ValueError:
-        return False
-
-
-def is_loopback(host: str) -> bool:
-    """Only this machine can reach a server that listens there."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -141,9 +141,10 @@ class Exchange:
             PayloadTooLarge, UnsupportedMediaType, RequestTimeout, ClientGone
         """
         bound = min(self._settings.body_bytes, most or self._settings.body_bytes)
+        too_large = _too_large(bound, is_set=bound == self._settings.body_bytes)
         length = self.header(b"content-length")
         if length is not None and int(length) > bound:
-            raise _too_large(bound)
+            raise too_large
         self._check_type()
         message = await self._part()
         joined = bytearray(message["body"])
@@ -151,7 +152,7 @@ class Exchange:
             message = await self._part()
             joined += message["body"]
         if len(joined) > bound:
-            raise _too_large(bound)
+            raise too_large
         return bytes(joined)
 
     async def reply(self, status: int, headers: Headers, body: bytes) -> None:
@@ -163,6 +164,7 @@ class Exchange:
 
     async def start(self, status: int, headers: Headers) -> None:
         """The status line and the headers."""
+        self.link.begin()
         self.status = status
         if not any(name == b"cache-control" for name, _ in headers):
             headers = [*headers, _UNSTORED]
@@ -244,5 +246,6 @@ class Exchange:
             raise UnsupportedMediaType("The body has a content-encoding: send it as it is.")
 
 
-def _too_large(bound: int) -> PayloadTooLarge:
-    return PayloadTooLarge(f"The body is larger than {bound} bytes: send less, or raise `server.body_bytes`.")
+def _too_large(bound: int, *, is_set: bool) -> PayloadTooLarge:
+    remedy = "send less, or raise `server.body_bytes`" if is_set else "this route takes no larger one, so send less"
+    return PayloadTooLarge(f"The body is larger than {bound} bytes: {remedy}.")

@@ -17,6 +17,7 @@ from andthen.books.replies import Data, Gone, OtherBody, Piece, Recording, Slip,
 from andthen.books.store import BooksError
 from andthen.contract.errors import BadRequest, EngineRestarted, IdempotencyConflict, LedgerUnavailable, ModelNotFound
 from andthen.contract.request import CompletionRequest, parse
+from andthen.descriptors import or_refusal
 from andthen.server.access import sent_secret
 from andthen.server.answering import answer
 from andthen.server.booking import Booking
@@ -92,7 +93,9 @@ async def _claim_or_replay(
                 param=HEADER,
             ) from None
         except BooksError as error:
-            raise LedgerUnavailable("The reply can't be looked up at the moment: send the request again.") from error
+            raise or_refusal(
+                LedgerUnavailable("The reply can't be looked up at the moment: send the request again.")
+            ) from error
         except Gone:
             if exchange.status is not None:
                 raise EngineRestarted("What made this reply is gone: send the request again.") from None
@@ -147,6 +150,7 @@ class _Made:
     write_paused = False
     body_is_here = True
     on_gone: Callable[[], object] | None = None
+    probe: Callable[[], object] | None = None
 
     def __init__(self, recording: Recording) -> None:
         self.is_told = True
@@ -202,6 +206,9 @@ class _Made:
                 self._recording.add(Data(message["body"]))
         else:
             self._last, self._is_whole = [Data(message["body"], last=True)], True
+
+    def begin(self) -> None:
+        """The body was read."""
 
     def cut(self) -> None:
         """The reply ends where it is."""

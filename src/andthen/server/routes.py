@@ -26,9 +26,9 @@ Handler = Callable[[Services, Exchange], Awaitable[None]]
 class Access(enum.Enum):
     OPEN = "for everyone"
     KEY = "with a key"
-    KEY_OFF_LOOPBACK = "with a key, unless the server listens on a loopback address"
+    KEY_OFF_LOOPBACK = "with a key, unless `open_on_loopback` has the tokenizer"
     ADMIN = "with an admin key, also on a loopback address"
-    METRICS = "with the metrics key where there is one, else as above"
+    METRICS = "with the metrics key where there is one, else with any, unless `open_on_loopback` has the metrics"
 
 
 class Route(Struct, frozen=True):

@@ -16,8 +16,7 @@ Seconds = Annotated[float, Meta(gt=0, le=86_400)]
 
 class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     host: str = "127.0.0.1"
-    """Address to listen on. On a loopback address `/metrics` and the tokenizer routes need no key, unless a proxy
-    passed the request on."""
+    """Address to listen on."""
     port: Annotated[int, Meta(ge=0, le=65_535)] | None = None
     """Port to listen on; 0 lets the system choose. Unset: 8000, else the next free one up to 8019."""
     workers: Annotated[int, Meta(ge=1, le=256)] = 1
@@ -46,5 +45,9 @@ class ServerSettings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Origins whose pages may call the API, such as `https://example.org`; none by default. Never with credentials."""
     metrics_key: str | None = None
     """If set, `/metrics` takes this key (as `x-api-key` or bearer token) and no other."""
+    open_on_loopback: tuple[Literal["metrics", "tokenizer"], ...] = ()
+    """Routes that need no key from a program on this machine, where `host` is a loopback address: `metrics` is
+    `/metrics`, unless it has a key of its own, `tokenizer` the tokenizer routes. Never behind a proxy on this machine:
+    what it passes on can look as if it came from here. Pages of other sites that a browser shows stay shut out."""
     access_log: bool = True
     """One log line per request; never with anything of a prompt, a completion or a key."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from urllib.parse import parse_qs
 
 import msgspec
@@ -19,24 +20,36 @@ from andthen.server.access import allows_model, check_model
 from andthen.server.http import JSON, Exchange
 from andthen.server.services import Services
 
+_JSON_BYTES = 6
+"""A byte of text takes at most so many in JSON: `\\u0041`."""
+_ID_BYTES = 32
+"""A token id takes at most so many, on a line of its own."""
+_REST_BYTES = 16 * 2**10
+"""What a body holds beside its text or its ids."""
+
 _encode = msgspec.json.Encoder().encode
 
 
 async def tokenize(services: Services, exchange: Exchange) -> None:
-    asked = parse_tokenize(await exchange.body(), services.limits)
+    most = max((_JSON_BYTES * known.longest_piece * (known.context + 1) for known in _known(services)), default=0)
+    asked = parse_tokenize(await exchange.body(most=most + _REST_BYTES), services.limits)
     model = _model(services, exchange, asked.model)
     tokens = await services.engine.tokenize(
-        model.name, asked.prompt, add_special=asked.add_special_tokens, parse_special=asked.parse_special
+        model.name,
+        asked.prompt,
+        owner=exchange.key_id or "",
+        add_special=asked.add_special_tokens,
+        parse_special=asked.parse_special,
     )
     await exchange.reply(200, JSON, _encode(TokenizeReply(tokens)))
 
 
 async def detokenize(services: Services, exchange: Exchange) -> None:
-    asked = parse_detokenize(await exchange.body(), services.limits)
+    most = max((_ID_BYTES * known.context for known in _known(services)), default=0)
+    asked = parse_detokenize(await exchange.body(most=most + _REST_BYTES), services.limits)
     model = _model(services, exchange, asked.model)
-    await exchange.reply(
-        200, JSON, _encode(DetokenizeReply(await services.engine.detokenize(model.name, asked.tokens)))
-    )
+    text = await services.engine.detokenize(model.name, asked.tokens, owner=exchange.key_id or "")
+    await exchange.reply(200, JSON, _encode(DetokenizeReply(text)))
 
 
 async def tokenizer_info(services: Services, exchange: Exchange) -> None:
@@ -48,6 +61,10 @@ async def tokenizer_info(services: Services, exchange: Exchange) -> None:
     model = _model(services, exchange, named[0] if named else None)
     info = TokenizerInfo(model.eos_token, model.bos_token, model.pad_token, model.chat_template)
     await exchange.reply(200, JSON, _encode(info))
+
+
+def _known(services: Services) -> Iterable[ModelInfo]:
+    return services.engine.models.values()
 
 
 def _model(services: Services, exchange: Exchange, name: str | None) -> ModelInfo:

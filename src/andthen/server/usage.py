@@ -19,6 +19,7 @@ from andthen.books.store import BooksError, Store
 from andthen.books.store.usage import UsageRow
 from andthen.contract.errors import BadRequest, InvalidApiKey, LedgerUnavailable
 from andthen.contract.usage import DAYS_MAX, BudgetStanding, UsageDay, UsageReply
+from andthen.descriptors import or_refusal
 from andthen.server.http import JSON, Exchange
 from andthen.server.services import Services
 
@@ -59,7 +60,9 @@ async def _ask(store: Store, read: Callable[[Store], _Told]) -> _Told:
     try:
         return await asyncio.get_running_loop().run_in_executor(_REPORTS, read, store)
     except BooksError as error:
-        raise LedgerUnavailable("The ledger can't be read at the moment: send the request again.") from error
+        raise or_refusal(
+            LedgerUnavailable("The ledger can't be read at the moment: send the request again.")
+        ) from error
 
 
 def _own(store: Store, key: Key, days: int) -> UsageReply:

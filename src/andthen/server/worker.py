@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import gc
 import math
+import re
 import resource
 import signal
 import socket
@@ -66,6 +67,13 @@ if TYPE_CHECKING:
 
 COMMAND = (sys.executable, "-m", "andthen.server.worker")
 
+_INHERITED = re.compile(
+    r"(PG|SSL_CERT_|OTEL_)\w+|RES_OPTIONS|LOCALDOMAIN|HOSTALIASES|REQUESTS_CA_BUNDLE|CURL_CA_BUNDLE|(HTTPS?|ALL|NO)_PROXY",
+    re.IGNORECASE,
+)
+"""Names of the environment's variables that a process of its own gets: what the clients of PostgreSQL and of telemetry
+read there, and the system's resolver. All settings, and the vendors' keys, come by standard input."""
+
 _ENGINE_WAIT_S = 20.0
 """How long a new worker leaves connections waiting for the engine's first answer, before it refuses them."""
 _LAST_GRACE_S = 5
@@ -117,7 +125,7 @@ def offers_path(run_dir: Path, place: str) -> Path:
 
 def spawn(boot: WorkerBoot) -> subprocess.Popen[bytes]:
     """Starts a worker process. It drains and ends when the returned process's `stdin` is closed."""
-    return child.spawn(COMMAND, boot, descriptors=[boot.listening_fd], environment={})
+    return child.spawn(COMMAND, boot, descriptors=[boot.listening_fd], inherited=_INHERITED, environment={})
 
 
 async def serve(boot: WorkerBoot, stop: asyncio.Event, on_serving: Callable[[], None] = lambda: None) -> None:
@@ -243,8 +251,8 @@ def _telemetry(boot: WorkerBoot) -> contextlib.AbstractAsyncContextManager[Telem
 
 
 def _counting(engine: EngineClient) -> CountTokens:
-    async def count(model: str, text: str, parse_special: bool) -> int:
-        return len(await engine.tokenize(model, text, parse_special=parse_special))
+    async def count(owner: str, model: str, text: str, parse_special: bool) -> int:
+        return len(await engine.tokenize(model, text, owner=owner, parse_special=parse_special))
 
     return count
 

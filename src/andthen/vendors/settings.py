@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any
+from urllib.parse import unquote
 
 import msgspec
 from msgspec import Meta, Struct
@@ -106,16 +107,29 @@ class Remote(_Guarded, frozen=True, kw_only=True):
         """Who answers, as OpenTelemetry's conventions for generative AI name providers: by the row, else as set."""
         return (vendors()[self.prefix].provider or self.prefix) if self.prefix else self.vendor
 
-    def target(self, model: str = "", *, at_s: float) -> Target:
-        """Whom a call at `at_s` (Unix time) is for."""
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What is set here that nobody but the vendor and its proxy may see."""
+        words = " ".join(self.headers.values()).split()
+        return (self.key, *(word for word in words if "://" not in word), *_credentials(self.access.proxy))
+
+    def target(self, model: str = "", *, at_s: float, secrets: tuple[str, ...] = ()) -> Target:
+        """Whom a call at `at_s` (Unix time) is for; `secrets` are those of all vendors."""
         return Target(
             vendor=self.vendor,
             address=self.address,
             model=self.model or model,
             key=self.key,
             headers=tuple(self.headers.items()),
+            secrets=secrets,
             at_s=at_s,
         )
+
+
+def _credentials(proxy: str) -> tuple[str, ...]:
+    """The user and the password in a proxy's address, as they stand there and decoded."""
+    written = proxy.rpartition("@")[0].rpartition("//")[2]
+    return tuple(text for part in written.split(":", 1) for text in (part, unquote(part)))
 
 
 class Share(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -140,6 +154,12 @@ class Upstream(_Guarded, frozen=True, kw_only=True):
     routes: dict[str, tuple[Share, ...]] = {}
     """By whole name: names that stand for several deployments, or are an alias of one. A share's model is never such a
     name itself."""
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """Of all vendors and servers, without repetition."""
+        everyone = (*self.vendors.values(), *self.models.values())
+        return tuple(dict.fromkeys(secret for remote in everyone for secret in remote.secrets if secret))
 
     def find(self, name: str) -> tuple[Remote, str] | None:
         """The model of a whole name, and the vendor's own name of it; None of a route's or an unknown name, and of

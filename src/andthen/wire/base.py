@@ -31,6 +31,8 @@ class Target(Struct, frozen=True, kw_only=True):
     """The secret that opens it; empty where none is needed. Several parts (AWS) come as the row says."""
     headers: Headers = ()
     """More headers, from the row or the operator."""
+    secrets: tuple[str, ...] = ()
+    """Of this and all other vendors: what no text from upstream may tell."""
     at_s: float = 0.0
     """Unix time of the call: a signature bears it."""
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any
 
 import msgspec
-from msgspec import Meta, Struct
+from msgspec import Meta, Raw, Struct
 
 from andthen.contract.errors import AndthenError, UpstreamRefused
 from andthen.contract.events import Alternative, Event, Finished, FinishReason, Text, Token, Usage
@@ -65,19 +65,20 @@ class _Delta(Struct, frozen=True):
 _EMPTY = _Delta()
 
 
-class _TopLogprob(Struct, frozen=True):
+class _TopLogprob(Struct, frozen=True, gc=False):
     token: str
     logprob: float
     bytes: list[_Byte] | None = None
     token_id: int | None = None
 
 
-class _TokenLogprob(_TopLogprob, frozen=True):
+class _TokenLogprob(_TopLogprob, frozen=True, gc=False):
     top_logprobs: list[_TopLogprob] | None = None
 
 
 class _Logprobs(Struct, frozen=True):
-    content: list[_TokenLogprob] | None = None
+    content: list[Raw] | None = None
+    """Read one by one: all of a long reply at once would take seconds in which nothing else runs."""
 
 
 class _Choice(Struct, frozen=True):
@@ -128,6 +129,7 @@ class _Reply(Struct, frozen=True):
 
 
 _decode = msgspec.json.Decoder(_Reply).decode
+_decode_token = msgspec.json.Decoder(_TokenLogprob).decode
 
 
 _THOUGHT_OPENS, _THOUGHT_CLOSES = "<think>", "</think>"
@@ -299,7 +301,10 @@ class ChatDecoder:
         depth = self._request.logprobs
         if depth is None or logprobs is None:
             return ()
-        return tuple(_token(entry, depth) for entry in logprobs.content or ())
+        try:
+            return tuple(_token(_decode_token(entry), depth) for entry in logprobs.content or ())
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            raise garbled(self._target, "is not what the language says") from None
 
     def _failed(self, error: VendorError) -> AndthenError:
         return failure(error, self._request, self._target)

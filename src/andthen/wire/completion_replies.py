@@ -15,6 +15,8 @@ from msgspec import Meta, Raw, Struct
 
 from andthen.contract.errors import AndthenError, BadRequest, UpstreamError, by_code
 from andthen.contract.events import Alternative, Event, Finished, FinishReason, PromptScored, Text, Token, Usage
+from andthen.contract.fields import completion_fields
+from andthen.contract.limits import Limits
 from andthen.contract.request import CompletionRequest
 from andthen.contract.text import token_text
 from andthen.wire.base import Refusal, Target
@@ -50,6 +52,7 @@ _STATUSES = {
     "timeout_error": 504,
 }
 """Types of errors that come without a status, in a stream."""
+_FIELDS = {field.name for field in completion_fields(Limits())}
 
 
 def wanted_logprobs(request: CompletionRequest) -> int | None:
@@ -213,7 +216,7 @@ def told_on(body: bytes, request: CompletionRequest, target: Target, *, wait_s: 
     # A token id that it names is no secret, and all that tells the caller which one is wrong.
     texts = tuple(prompt for prompt in request.prompts if isinstance(prompt, str))
     message = redacted(own.message, msgspec.structs.replace(request, prompts=texts), target)
-    return kind(message, param=own.param if (own.param or "").isidentifier() else None, retry_after_s=wait_s)
+    return kind(message, param=own.param if own.param in _FIELDS else None, retry_after_s=wait_s)
 
 
 def _read(data: bytes, request: CompletionRequest, target: Target) -> _Body:

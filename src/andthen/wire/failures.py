@@ -1,7 +1,7 @@
 """A vendor's error → one of ours. Each language reads its own format and gives here what it found.
 
-The caller is told the vendor's name, its code and its message, without what may be secret in it: keys, and whatever it
-quotes of the prompt.
+The caller is told the vendor's name, its code if vendors are known to use it, and its message, without what may be
+secret in it: keys, and whatever it quotes of the prompt.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ from andthen.contract.errors import (
 from andthen.contract.request import CompletionRequest
 from andthen.contract.shapes import Prompt
 from andthen.wire.base import Headers, Target
+from andthen.wire.codes import known
+from andthen.wire.masking import MASK, masked, without_parts
 
+_LONGEST_WAIT_S = 86_400
 _MESSAGE_CHARACTERS = 300
 _READ_CHARACTERS = 1000
 """Of a message, before what is secret is taken out."""
@@ -38,11 +41,11 @@ _SEARCHED_CHARACTERS = 2**17
 """Of longer prompts nothing is looked for in a message: it is not shown at all."""
 _SPENT = "insufficient_quota"
 """OpenAI's code for an account without money, which no waiting cures, with the status of too many requests."""
-_CODE = re.compile(r"[A-Za-z0-9_.:/-]{1,64}")
 _KEY_LIKE = re.compile(
     r"(?=[A-Za-z_\-+/=.]*[0-9*])[A-Za-z0-9_\-+/=.*]{24,}|[A-Za-z0-9_\-+/=.*]{40,}|"
     r"\b(?:sk|pk|gsk|xai|nvapi|csk|pplx|fw|tgp|hf|r8|AIza|AKIA)[-_A-Za-z0-9*]*[-_0-9*][-_A-Za-z0-9*]{3,}"
 )
+_FINGERPRINT = re.compile(r"[!-~]{1,128}")
 _ESCAPES = re.compile(r"\\[nrt]")
 _CONTEXT = re.compile(
     r"context.{0,10}(length|window|size|limit)|maximum context|too many (input |total )?tokens|prompt is too long|"
@@ -64,7 +67,7 @@ class VendorError(Struct, frozen=True):
 
 def failure(error: VendorError, request: CompletionRequest, target: Target) -> AndthenError:
     """The error to raise."""
-    code = error.code if _CODE.fullmatch(error.code) else ""
+    code = known(error.code)
     named = ", ".join(part for part in (f"status {error.status}" if error.status else "", code) if part)
     said = redacted(error.message, request, target)
     says = f"{target.vendor} answered {named or 'an error'}" + (f": {said.rstrip('.')}." if said else ".")
@@ -107,7 +110,7 @@ def retry_after_s(headers: Headers) -> int | None:
         except ValueError:
             continue
         if 0 <= seconds < math.inf:
-            return math.ceil(seconds)
+            return min(math.ceil(seconds), _LONGEST_WAIT_S)
     return None
 
 
@@ -119,13 +122,22 @@ def redacted(message: str, request: CompletionRequest, target: Target) -> str:
     if len(message) > _READ_CHARACTERS:
         # A word that is cut might be a secret that is no longer known as one.
         message = message[:_READ_CHARACTERS].rpartition(" ")[0]
-    for secret in target.key.split():
-        message = message.replace(secret, "…")
-    message = _KEY_LIKE.sub(lambda found: found[0] if found[0].rstrip(".") in target.model else "…", message)
+    message = without_secrets(message, target)
+    message = _KEY_LIKE.sub(lambda found: found[0] if found[0].rstrip(".") in target.model else MASK, message)
     texts = [*map(_as_text, request.prompts), request.suffix or ""]
     if sum(map(len, texts)) > _SEARCHED_CHARACTERS:
         return ""
     return _without_quotes(message, [_one_line(text) for text in texts])[:_MESSAGE_CHARACTERS]
+
+
+def without_secrets(text: str, target: Target) -> str:
+    """A text from upstream without what the operator set as keys."""
+    return masked(text, (target.key, *target.secrets))
+
+
+def shown_fingerprint(told: str, target: Target) -> str | None:
+    """A `system_fingerprint` as callers get it; None where it may be something else."""
+    return told if _FINGERPRINT.fullmatch(told) and without_secrets(told, target) == told else None
 
 
 def _as_text(prompt: Prompt) -> str:
@@ -143,19 +155,5 @@ def _without_quotes(message: str, texts: list[str]) -> str:
     """Puts an ellipsis for each of the texts, and for longer parts of them: vendors quote the beginning or an end."""
     for text in sorted(texts, key=len, reverse=True):
         if len(text) > 3:
-            message = message.replace(text, "…")
-    everything = "\n".join(texts)
-    kept: list[str] = []
-    at = 0
-    while at < len(message):
-        end = at + _QUOTED_CHARACTERS
-        found = everything.find(message[at:end]) if end <= len(message) else -1
-        if found < 0:
-            kept.append(message[at])
-            at += 1
-            continue
-        while end < len(message) and everything.startswith(message[end], found + end - at):
-            end += 1
-        kept.append("…")
-        at = end
-    return "".join(kept)
+            message = message.replace(text, MASK)
+    return without_parts(message, message, "\n".join(texts), _QUOTED_CHARACTERS)

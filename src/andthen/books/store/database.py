@@ -18,6 +18,7 @@ import sqlalchemy as sa
 from andthen.books.store.driver import Driver, transaction
 from andthen.books.store.errors import BadEntry, SchemaTooNew, SchemaTooOld, StoreUnavailable
 from andthen.books.store.schema import HEAD, STAMPS
+from andthen.descriptors import none_left
 
 
 class Database:
@@ -128,6 +129,10 @@ class Database:
             raise BadEntry(f"the database {self._place} can't hold what was to be written: {error}") from error
         except (sa.exc.DBAPIError, own.Error) as error:
             reason = error.orig if isinstance(error, sa.exc.DBAPIError) else error
+            if none_left():
+                raise StoreUnavailable(
+                    f"the database {self._place} can't be used: this process is out of file descriptors (`ulimit -n`)"
+                ) from error
             told = " ".join(str(reason).split()).rstrip(".?")
             raise StoreUnavailable(
                 f"the database {self._place} can't be used: {told}. See that it can be reached, is whole and can be"
