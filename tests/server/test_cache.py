@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import sqlite3
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -77,8 +78,15 @@ class Place(NamedTuple):
         with closing(open_sqlite(self.server.home / "andthen.db")) as store:
             return Client(self.server, store.create_key(name, policy=Policy(**policy)).secret)
 
-    def rows(self, name: str) -> list[dict[str, Any]]:
-        """The ledger's rows of a key, oldest first."""
+    def rows(self, name: str, count: int) -> list[dict[str, Any]]:
+        """The ledger's rows of a key, oldest first, once there are so many."""
+        deadline = time.monotonic() + WAIT_S
+        while len(found := self._rows(name)) < count:
+            assert time.monotonic() < deadline, found
+            time.sleep(0.02)
+        return found
+
+    def _rows(self, name: str) -> list[dict[str, Any]]:
         with closing(sqlite3.connect(f"file:{self.server.home / 'andthen.db'}?mode=ro", uri=True)) as raw:
             raw.row_factory = sqlite3.Row
             query = (
@@ -198,7 +206,7 @@ def test_a_hit_is_in_the_ledger_and_cost_nothing(place: Place) -> None:
     client = place.client("ledger")
     for _ in range(2):
         client.ask(seed=1, user="reader-1")
-    made, hit = place.rows("ledger")
+    made, hit = place.rows("ledger", 2)
     assert (made["origin"], made["calls"], made["completion_tokens"] > 0) == ("model", 1, True)
     nothing = ("cost_micros", "prompt_tokens", "completion_tokens", "calls", "reserved_tokens", "retries")
     assert (hit["origin"], *(hit[name] for name in nothing)) == ("cache", 0, 0, 0, 0, 0, 0)
@@ -212,7 +220,7 @@ def test_a_budget_that_is_spent_still_gives_what_was_paid_for(place: Place) -> N
     client = place.client("spent", budgets=(Budget(window="total", tokens=most),))
     replies = [client.ask(temperature=0, seed=seed) for seed in (1, 1, 2, 1)]
     assert [reply.status for reply in replies] == [200, 200, 429, 200]
-    assert [row["origin"] for row in place.rows("spent")] == ["model", "cache", "model", "cache"]
+    assert [row["origin"] for row in place.rows("spent", 4)] == ["model", "cache", "model", "cache"]
 
 
 def test_hits_count_as_requests_and_use_no_tokens(place: Place) -> None:
