@@ -15,10 +15,19 @@ from hypothesis import strategies as st
 
 from andthen.books.store import SqlStore, StoreUnavailable, open_sqlite
 from andthen.ledger import posting as posting_module
-from andthen.ledger.journal import HEADER_BYTES, Journal, Position, frame, segment_path, segments
+from andthen.ledger.journal import (
+    HEADER_BYTES,
+    Journal,
+    JournalUnavailable,
+    Position,
+    frame,
+    segment_path,
+    segments,
+)
 from andthen.ledger.posting import JournalPosting
 from andthen.ledger.records import Budget, Intent, Settlement, Spent
 from andthen.ledger.recovery import Recovery
+from andthen.ledger.worker_ledger import WorkerLedger
 from tests.ledger.making import intent, post, settled
 
 TOTAL = Budget(window="total", micros=10**9)
@@ -257,6 +266,73 @@ async def test_recovery_goes_on_where_the_database_was_gone(any_store: SqlStore,
     recovery.run_once()
     assert any_store.usage(["key"])[0].requests == 1
     assert recovery.is_recovered("here")
+
+
+async def test_what_is_settled_after_the_journal_was_left_is_there_for_the_next_process(
+    any_store: SqlStore, tmp_path: Path
+) -> None:
+    async with WorkerLedger(any_store, Journal(tmp_path, "here", "server", limit_bytes=2**30)) as ledger:
+        await ledger.append_intent(intent(1))
+    assert files(tmp_path, "journal-*") == []
+    for number in (1, 2):
+        await ledger.append_settlement(settled(intent(number)), opened=True)
+    with pytest.raises(JournalUnavailable):
+        ledger.append_intent(intent(3))
+    Recovery(any_store, tmp_path).run_once()
+    (row,) = any_store.usage(["key"])
+    assert (row.requests, row.open, row.cost_micros) == (2, 0, 60)
+    assert files(tmp_path, "journal-*") == []
+
+
+async def test_leaving_posts_what_there_is_or_leaves_it_behind(any_store: SqlStore, tmp_path: Path) -> None:
+    really = any_store.post
+    async with WorkerLedger(any_store, Journal(tmp_path, "here", "server", limit_bytes=2**30)) as ledger:
+        any_store.post = lambda *_: gone()  # type: ignore[method-assign]
+        await ledger.append_settlement(settled(intent(1)), opened=False)
+    any_store.post = really  # type: ignore[method-assign]
+    assert len(files(tmp_path, "journal-*")) == 2
+    Recovery(any_store, tmp_path).run_once()
+    assert any_store.usage(["key"])[0].requests == 1
+
+
+async def test_it_is_told_once_when_the_database_goes_and_once_when_it_is_back(
+    any_store: SqlStore, tmp_path: Path
+) -> None:
+    changes: list[bool] = []
+    really = any_store.post
+    journal = Journal(tmp_path, "here", "server", limit_bytes=2**30)
+    async with WorkerLedger(any_store, journal, on_change=changes.append) as ledger:
+        assert any_store.leases() == {}
+        any_store.post = lambda *_: gone()  # type: ignore[method-assign]
+        for number in range(3):
+            await ledger.append_settlement(settled(intent(number)), opened=False)
+            await asyncio.sleep(0.2)
+        await until(lambda: changes == [False])
+        assert not ledger.healthy
+        any_store.post = really  # type: ignore[method-assign]
+        await until(lambda: changes == [False, True])
+    assert any_store.usage(["key"])[0].requests == 3
+
+
+async def test_what_the_disk_does_not_take_the_database_may_take(
+    any_store: SqlStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path, "here", "server", limit_bytes=2**30)
+    async with WorkerLedger(any_store, journal) as ledger:
+
+        def full(_data: bytes) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(journal, "_write", full)
+        await ledger.append_settlement(settled(intent(1)), opened=False)
+        await until(lambda: not journal.unwritten)
+        assert any_store.usage(["key"])[0].requests == 1
+
+
+async def until(true: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not true():
+            await asyncio.sleep(0.01)
 
 
 async def test_what_is_posted_already_is_not_read_again(tmp_path: Path) -> None:

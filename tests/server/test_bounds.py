@@ -191,6 +191,9 @@ def test_the_log_has_no_traceback_and_nothing_of_prompts_and_keys(scripted: Runn
     scripted.complete("unmentionable words", user="unmentionable user", unmentionable_field=1, max_tokens=1)
     scripted.ask("GET", "/unmentionable-path", x_api_key="unmentionable-key")
     scripted.complete("x", model="local/unmentionable")
+    scripted.until(  # a line is written after its reply
+        lambda: any(line.get("code") == "model_not_found" for line in scripted.events("request")), "the log has it"
+    )
     log = scripted.log
     assert "unmentionable" not in log
     assert scripted.key not in log

@@ -227,6 +227,7 @@ class Journal:
         self._limit_bytes = limit_bytes
         self._segment_bytes = segment_bytes
         self._written_bytes = 0
+        self._closed = False
         self._broken = False
         """The segment ends with what could not be taken back; the next write begins another."""
         self._intents: list[bytes] = []
@@ -246,6 +247,7 @@ class Journal:
 
     def __exit__(self, *_: object) -> None:
         self.flush()
+        self._closed = True
         if self._retry is not None:
             self._retry.cancel()
         if self._sync is not None:
@@ -264,7 +266,7 @@ class Journal:
 
     def append_intent(self, intent: Intent) -> PendingWrite:
         """Raises: JournalUnavailable"""
-        if not self.has_room:
+        if self._closed or not self.has_room:
             raise JournalUnavailable(f"{self.unposted_bytes} bytes of the journal wait for the database")
         self._intents.append(frame(intent))
         pending = self._pending_intents
@@ -281,6 +283,9 @@ class Journal:
         """
         if not opened and settlement.is_free and self.unposted_bytes > self._limit_bytes * 9 // 8:
             self.on_dropped(settlement)
+            return _WRITTEN
+        if self._closed:
+            self._append_late(settlement)
             return _WRITTEN
         self._settlements[settlement.intent.id] = frame(settlement), settlement
         pending = self._pending_settlements
@@ -387,6 +392,17 @@ class Journal:
         self.on_failed(str(error))
         if self._retry is None and self.unwritten:
             self._retry = self._loop.call_later(_RETRY_S, self._write_again)
+
+    def _append_late(self, settlement: Settlement) -> None:
+        """A request has outlived the ledger: the process ends any moment, and the next one finds a dead journal."""
+        try:
+            lock = hold_lock(lock_path(self.folder, self.lease_owner), self._group)
+            file = self._open(max(segments(self.folder, self.lease_owner), default=self.end.segment) + 1)
+            os.write(file, frame(settlement))
+            os.close(file)
+            os.close(lock)
+        except OSError as error:
+            _LOG.error("ledger_journal_failed", reason=str(error), settlements=repr([settlement]))
 
     def _write_again(self) -> None:
         self._retry = None

@@ -23,6 +23,8 @@ OPEN_AFTER_S = 0.25
 BATCH_RECORDS = 512
 """A transaction is short: others write too."""
 _READ_BYTES = 2**18
+_REST_TIMES = 3
+_LONGEST_REST_S = 0.2
 _LOG = structlog.get_logger("andthen.ledger")
 
 
@@ -49,6 +51,8 @@ class JournalPosting:
         """Those that are not posted to their ends."""
         self._at = Position(0, HEADER_BYTES)
         """Read up to here."""
+        self.posted = self._at
+        """All before is in the database."""
         self._open: dict[str, tuple[Intent, Position, float]] = {}
         """Intents that are not posted: where each began, and when it was read."""
         self._settled: dict[str, Settlement] = {}
@@ -165,7 +169,14 @@ class JournalPosting:
         current = self._segments.get(posted.segment)
         if current is not None and current.posted != posted.offset:
             current.set_posted(posted.offset)
+        self.posted = posted
         self._on_posted(self._deleted_bytes + posted.offset - HEADER_BYTES)
+
+
+def rest(took_s: float) -> None:
+    """Between two batches that follow at once, after one that took so long: who catches up leaves live requests three
+    quarters of the interpreter's time, and of the database's."""
+    time.sleep(min(_LONGEST_REST_S, _REST_TIMES * took_s))
 
 
 def _scan(segment: Segment, start: int, end: int) -> Scan:

@@ -19,7 +19,7 @@ from typing import Protocol
 import structlog
 
 from andthen.ledger.journal import hold_lock, lock_path, take_dead
-from andthen.ledger.posting import JournalPosting
+from andthen.ledger.posting import JournalPosting, rest
 from andthen.ledger.storage import JournalStorage, LeaseStorage, StorageError
 
 STILL_S = 10.0
@@ -123,8 +123,12 @@ class Recovery:
             lease_owner = path.stem.removeprefix("journal-")
             posting = JournalPosting(self._storage, self._folder, lease_owner)
             try:
+                began_s = time.monotonic()
                 while posting.step(all_open=True):
-                    time.sleep(0)  # the event loop of this process comes first
+                    if self._stop.is_set():
+                        return  # the next process goes on
+                    rest(time.monotonic() - began_s)
+                    began_s = time.monotonic()
             finally:
                 posting.close()
             lost = self._storage.end_lease(lease_owner)

@@ -15,7 +15,7 @@ from typing import Self
 import structlog
 
 from andthen.ledger.journal import Journal, JournalUnavailable, PendingWrite
-from andthen.ledger.posting import OPEN_AFTER_S, JournalPosting
+from andthen.ledger.posting import OPEN_AFTER_S, JournalPosting, rest
 from andthen.ledger.records import Intent, Settlement
 from andthen.ledger.storage import JournalStorage, StorageError
 
@@ -99,7 +99,7 @@ class WorkerLedger:
         self._stopping = True
         self._woken.set()
         await asyncio.to_thread(self._thread.join, _STOP_WAIT_S)
-        if not self._thread.is_alive() and self.journal.unposted_bytes <= 0 and not self.journal.unwritten:
+        if not self._thread.is_alive() and self._posting.posted == self.journal.end and not self.journal.unwritten:
             self.journal.delete()
         self.journal.__exit__()
 
@@ -171,8 +171,12 @@ class WorkerLedger:
                 self._storage.renew(self.lease_owner, LEASE_S)
                 self._renew_at_s = time.monotonic() + RENEW_S
                 self._leased.set()
+            began_s = time.monotonic()
             while self._post(all_open=last):
-                self._began_s = time.monotonic()
+                if not self._stopping:
+                    took_s, self._began_s = time.monotonic() - began_s, None
+                    rest(took_s)
+                self._began_s = began_s = time.monotonic()
             if last:
                 self._storage.renew(self.lease_owner, 0.0)
         except StorageError as error:

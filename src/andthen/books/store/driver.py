@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import msgspec
 import sqlalchemy as sa
 
 Values = dict[str, Any]
 Row = tuple[Any, ...]
+_encode_json = msgspec.json.Encoder().encode
 
 
 class Driver:
@@ -33,9 +35,16 @@ class Driver:
             self._connection.cursor().executemany(_said(statement, self._dialect), rows)
 
     def insert(self, into: tuple[sa.Table, tuple[str, ...]], rows: Sequence[Row]) -> None:
-        """Inserts rows whose values stand in the order of the columns: half the work of values by name."""
-        if rows:
-            self._connection.cursor().executemany(_insert(*into, self.database), rows)
+        """Inserts rows whose values stand in the order of the columns, by the cheapest way that the driver has: for
+        SQLite values by position, for PostgreSQL all rows as one JSON text, which its server reads."""
+        if not rows:
+            return
+        table, columns = into
+        if self.database == "postgresql":
+            text = _encode_json([dict(zip(columns, row, strict=True)) for row in rows]).decode()
+            self._connection.execute(_insert_json(table, columns, self._dialect), (text,))
+        else:
+            self._connection.executemany(_insert(table, columns), rows)
 
     def read(self, statement: sa.ClauseElement, rows: Sequence[Values]) -> list[list[tuple[Any, ...]]]:
         """Runs a statement for each of the rows; what it gave each time."""
@@ -62,10 +71,17 @@ def transaction(connection: Any, dialect: sa.Dialect) -> Iterator[Driver]:
 
 
 @cache
-def _insert(table: sa.Table, columns: tuple[str, ...], database: str) -> str:
-    mark = "%s" if database == "postgresql" else "?"
+def _insert(table: sa.Table, columns: tuple[str, ...]) -> str:
     names = ", ".join(f'"{name}"' for name in columns)
-    return f"INSERT INTO {table.name} ({names}) VALUES ({', '.join([mark] * len(columns))})"  # noqa: S608 - our names
+    return f"INSERT INTO {table.name} ({names}) VALUES ({', '.join(['?'] * len(columns))})"  # noqa: S608 - our names
+
+
+@cache
+def _insert_json(table: sa.Table, columns: tuple[str, ...], dialect: sa.Dialect) -> str:
+    names = ", ".join(f'"{name}"' for name in columns)
+    typed = ", ".join(f'"{name}" {table.c[name].type.compile(dialect)}' for name in columns)
+    rows = f"json_to_recordset(CAST(%s AS json)) AS given({typed})"
+    return f"INSERT INTO {table.name} ({names}) SELECT {names} FROM {rows}"  # noqa: S608 - our names
 
 
 @cache
