@@ -9,11 +9,11 @@ import sys
 
 import uvloop
 
+from andthen.gateway.settings import ServerSettings
 from andthen.http.client import HttpClient
 from andthen.http.deadlines import Deadlines
 from andthen.http.request import ServerRequest
 from andthen.http.server import HttpServer
-from andthen.server.settings import ServerSettings
 from andthen.vendors.settings import Access
 from andthen.wire.base import Call
 

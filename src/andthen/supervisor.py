@@ -33,13 +33,13 @@ from andthen.descriptors import log_none_left, means_none_left
 from andthen.engine import process as engine_process
 from andthen.engine.client import EngineClient
 from andthen.engine.pulse import Pulse, Watch
+from andthen.gateway.settings import FIRST_PORT, LAST_PORT
 from andthen.ledger.recovery import new_lease_owner
 from andthen.observability import logs, metrics
 from andthen.reload import Control, NotReloaded, check_live, live_settings
 from andthen.run_dir import run_dir
 from andthen.server import worker
 from andthen.server.renewal import offered
-from andthen.server.settings import FIRST_PORT, LAST_PORT
 
 EXIT_STOPPED = 0
 EXIT_ENGINE_CANNOT_START = 1

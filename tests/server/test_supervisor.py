@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from andthen import supervisor
-from andthen.server.settings import FIRST_PORT, LAST_PORT
+from andthen.gateway.settings import FIRST_PORT, LAST_PORT
 from tests.server.running import Running, alive, read_all, read_until, running
 
 

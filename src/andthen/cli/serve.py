@@ -62,8 +62,8 @@ def serve(
 
     from andthen import supervisor
     from andthen.books.store import open_store
+    from andthen.gateway.settings import FIRST_PORT
     from andthen.observability import logs
-    from andthen.server.settings import FIRST_PORT
 
     logs.configure(config.logs)
     try:

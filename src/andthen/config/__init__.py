@@ -38,8 +38,8 @@ from andthen.config.values import (
 )
 from andthen.contract.request import Limits
 from andthen.engine.settings import EngineSettings
+from andthen.gateway.settings import ServerSettings
 from andthen.observability.logs import LogSettings
-from andthen.server.settings import ServerSettings
 from andthen.telemetry.settings import TelemetrySettings
 from andthen.vendors.settings import Upstream, UpstreamSettings
 

@@ -19,10 +19,10 @@ from andthen.engine.client import EngineClient
 from andthen.gateway.billing import Accounts
 from andthen.gateway.catalog import Catalog
 from andthen.gateway.response_cache import Cache
+from andthen.gateway.settings import ServerSettings
 from andthen.http.deadlines import Deadlines
 from andthen.observability.access_log import AccessLog
 from andthen.observability.metrics import ServerMetrics
-from andthen.server.settings import ServerSettings
 
 if TYPE_CHECKING:
     from andthen.telemetry.otel import Telemetry

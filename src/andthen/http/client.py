@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from types import TracebackType
 from typing import Any, Self
 
 from andthen.contract.errors import (
@@ -38,16 +37,13 @@ _MAX_UNREAD_BYTES = 2**18
 """Above this, reading from the connection is paused until the caller has read what has come."""
 _MAX_ROUTES = 1024
 
-LIBRARY_ERRORS = (OSError, ValueError, RuntimeError)
-"""What connecting raises: sockets, TLS, names; URLs and headers that can't be sent; a closed handle of uvloop's."""
-
 _LATE = {
     "connect_s": "There was no connection to {vendor} within {limit:g} s (`connect_s`)",
     "first_token_s": "{vendor} did not begin its reply within {limit:g} s (`first_token_s`)",
     "between_tokens_s": "{vendor}'s reply paused for more than {limit:g} s (`between_tokens_s`)",
     "total_s": "The call to {vendor} took more than {limit:g} s in all (`total_s`)",
+    "whole": "{vendor} did not complete its reply within {limit:g} s (`first_token_s`)",
 }
-_LATE_WHOLE = "{vendor} did not complete its reply within {limit:g} s (`first_token_s`)"
 
 
 class HttpClient:
@@ -72,9 +68,7 @@ class HttpClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Closes all connections; replies that are still read end in an error."""
         self._closed = True
         connections = list(self._connections)
@@ -202,7 +196,7 @@ class HttpExchange:
             head = heads.head(self._call)
             connection = pool.take() or await self._connect(pool)
             self._send(connection, head)
-        except LIBRARY_ERRORS as error:
+        except (OSError, ValueError, RuntimeError) as error:  # RuntimeError: uvloop's, of a closed handle
             failure = self._failed_to_connect(error)
         # Raised here, since the library's errors may quote addresses: they are not to be found in this one's context.
         if failure is not None:
@@ -217,9 +211,7 @@ class HttpExchange:
             raise self._error
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         if self._connection is not None:
             await self._close()
 
@@ -491,7 +483,7 @@ class HttpExchange:
 
     def _late(self) -> UpstreamTimeout:
         whole = self._setting == "first_token_s" and not self._call.streams
-        text = _LATE_WHOLE if whole else _LATE[self._setting]
+        text = _LATE["whole" if whole else self._setting]
         limit = getattr(self._access.timeouts, self._setting)
         return UpstreamTimeout(f"{text.format(vendor=self._vendor, limit=limit)}: send the request again.")
 

@@ -10,8 +10,8 @@ import msgspec
 from andthen.contract.errors import EngineRestarted, InvalidApiKey, ShuttingDown
 from andthen.contract.listing import Health, Readiness
 from andthen.gateway.context import JSON, RequestContext
+from andthen.gateway.settings import ServerSettings
 from andthen.observability.metrics import CONTENT_TYPE, exposition
-from andthen.server.settings import ServerSettings
 
 _OK = msgspec.json.encode(Health("ok"))
 

@@ -45,6 +45,7 @@ from andthen.gateway.catalog import Catalog
 from andthen.gateway.local import LocalBackend
 from andthen.gateway.response_cache import Cache, Outcome
 from andthen.gateway.services import Phase, Services
+from andthen.gateway.settings import ServerSettings
 from andthen.http.client import HttpClient
 from andthen.http.deadlines import Deadlines
 from andthen.http.server import HttpServer
@@ -59,7 +60,6 @@ from andthen.observability.metric_store import MetricStore
 from andthen.server.app import App
 from andthen.server.renewal import Offers
 from andthen.server.routes import Routes
-from andthen.server.settings import ServerSettings
 from andthen.telemetry.settings import TelemetrySettings
 from andthen.vendors.settings import Upstream
 
@@ -137,9 +137,9 @@ async def serve(
     Args:
         on_serving: called once, when completions are accepted.
     """
-    store = await asyncio.to_thread(open_store, boot.database, durability=boot.books.durability)
     measured = metrics.ServerMetrics(metric_store)
-    try:
+    opened = await asyncio.to_thread(open_store, boot.database, durability=boot.books.durability)
+    with contextlib.closing(opened) as store:
         async with (
             KeyWatch(store) as keys,
             _limiter(boot, measured) as limiter,
@@ -185,13 +185,10 @@ async def serve(
             async with Offers(offers_path(Path(boot.run_dir), boot.place), front.prepare):
                 await _first_engine(engine, stop)
                 try:
-                    if not stop.is_set():
-                        await _serve_http(boot, front, stop, on_serving)
+                    await _serve_http(boot, front, stop, on_serving)
                 finally:
                     access_log.flush()
                     deadlines.close()
-    finally:
-        store.close()
 
 
 def _limiter(boot: WorkerBoot, measured: metrics.ServerMetrics) -> contextlib.AbstractAsyncContextManager[Limiter]:
@@ -305,6 +302,8 @@ class _Front:
 
 
 async def _serve_http(boot: WorkerBoot, front: _Front, stop: asyncio.Event, on_serving: Callable[[], None]) -> None:
+    if stop.is_set():
+        return
     loop = asyncio.get_running_loop()
     front.http.listen(socket.socket(fileno=boot.listening_fd))
     gc.collect()
