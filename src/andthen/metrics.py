@@ -135,6 +135,12 @@ _ENGINE_COUNTERS = {
         "andthen_engine_cached_tokens_total", "counter", "Prompt tokens that the prefix cache spared."
     ),
     "generated_tokens": Row("andthen_engine_generated_tokens_total", "counter", "Tokens that the engine generated."),
+    "recomputed_tokens": Row(
+        "andthen_engine_recomputed_tokens_total", "counter", "Tokens that the engine computed again after a preemption."
+    ),
+    "preemptions": Row(
+        "andthen_engine_preemptions_total", "counter", "Sequences that gave up their place in the engine to others."
+    ),
 }
 """By what the engine calls them."""
 _ENGINE_GAUGES = {

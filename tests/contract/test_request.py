@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from andthen.contract.errors import BadRequest, InvalidJson
+from andthen.contract.errors import BadRequest, InvalidJson, PayloadTooLarge
 from andthen.contract.fields import completion_fields
 from andthen.contract.request import CompletionRequest, Limits, parse
 
@@ -348,3 +348,32 @@ def test_valid_bodies_keep_every_value(fields: dict[str, Any], escaped: bool) ->
     for name, value in fields.items():
         if name != "prompt":
             assert (list(kept[name]) if isinstance(value, list) else kept[name]) == value
+
+
+MANY = 2**20
+SIZES: dict[str, tuple[str, type[BadRequest | PayloadTooLarge] | None]] = {
+    "commas in a text": ('"prompt": "' + "a," * MANY + '"', None),
+    "commas behind escapes": ('"prompt": "' + r"\\\",[" * MANY + '"', None),
+    "as many ids as are taken": ('"prompt": [' + "1," * (MANY - 5) + "1]", None),
+    "more ids": ('"prompt": [' + "1," * MANY + "1]", PayloadTooLarge),
+    "lists in lists": ('"prompt": [' + "[1]," * (MANY // 2) + "[1]]", PayloadTooLarge),
+    "objects in a field that is ignored": ('"x": [' + "{}," * (MANY // 2) + "1]", PayloadTooLarge),
+    "999 members": ('"prompt": "", ' + ",".join(f'"k{i}": 1' for i in range(997)), None),
+    "1,001 members": (",".join(f'"k{i}": 1' for i in range(1000)), InvalidJson),
+    "1,000 members in a field": ('"prompt": "", "x": {' + ",".join(f'"{i}": 1' for i in range(1000)) + "}", None),
+    "more biases than tokens": (
+        '"prompt": "", "logit_bias": {' + ",".join(f'"{i}": 1' for i in range(2**18 + 1)) + "}",
+        BadRequest,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_body_is_bounded_by_its_values(name: str) -> None:
+    member, error = SIZES[name]
+    body = f'{{"model": "local/tale", {member}}}'.encode()
+    if error is None:
+        assert parse(body, LIMITS).model == "local/tale"
+    else:
+        with pytest.raises(error):
+            parse(body, LIMITS)

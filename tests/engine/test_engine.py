@@ -34,7 +34,7 @@ from andthen.engine.messages import (
 )
 from andthen.engine.models import Known
 from andthen.engine.settings import EngineSettings, ModelSettings
-from tests.engine.asking import LINK, MODEL, SHIPPED, Asker, Plain, asking, request
+from tests.engine.asking import LINK, MODEL, SHIPPED, Asker, Plain, Reply, asking, request
 
 LONG = "a long day in the wood and " * 40
 
@@ -389,6 +389,56 @@ def test_a_reader_that_falls_behind_is_waited_for() -> None:
         assert asker.ask(max_tokens=5, ignore_eos=True).usage.completion_tokens == 5  # the others go on meanwhile
         asker.engine.handle(LINK, Credit(job, told))
         assert asker.collect(job, unread).usage.completion_tokens == 2700
+
+
+def all_of(reply: Reply) -> list[tuple[str, list[Any]]]:
+    """What its reader sees, to the last log-probability."""
+    return [(said.text, said.tokens) for _, said in sorted(reply.said.items())]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param({"n": 5, "logprobs": 3}, id="several candidates"),
+        pytest.param({"temperature": 0.0, "max_tokens": 900}, id="one"),
+        pytest.param({"n": 3, "echo": True, "logprobs": 1, "top_p": 0.9}, id="with their prompt"),
+    ],
+)
+def test_a_stream_that_others_take_the_place_of_goes_on_with_the_same_bytes(fields: dict[str, Any]) -> None:
+    whole: dict[str, Any] = {"seed": 5, "max_tokens": 500, "ignore_eos": True, "stream": True} | fields
+    asked = request(("There was once", "The old fox"), **whole)
+    with asking() as asker:
+        undisturbed = asker.collect(asker.submit(asked))
+    with asking(max_sequences=2) as asker:
+        job = asker.submit(asked, owner="slow")
+        unread: list[Any] = []
+        with pytest.raises(Empty):  # it is behind: paused
+            while True:
+                unread += asker._inboxes[job].get(timeout=1).events  # type: ignore[union-attr]
+        for _ in range(2):
+            others = [asker.submit(request(max_tokens=40, ignore_eos=True), owner="quick") for _ in range(3)]
+            assert all(asker.collect(other).usage.completion_tokens == 40 for other in others)
+        disturbing = [asker.submit(request(max_tokens=300, ignore_eos=True), owner="quick") for _ in range(6)]
+        asker.engine.handle(LINK, Credit(job, sum(event.generated for event in unread if isinstance(event, Text))))
+        disturbed = asker.collect(job, unread)
+        for other in disturbing:
+            asker.collect(other)
+        assert asker.engine.stats()["preemptions"] > 0
+        assert asker.engine.stats()["recomputed_tokens"] > 0
+    assert all_of(disturbed) == all_of(undisturbed)
+    assert disturbed.usage == undisturbed.usage
+
+
+def test_a_full_queue_refuses_the_newest_of_the_owner_with_most_in_it() -> None:
+    with asking(max_sequences=1, max_waiting=3) as asker:
+        busy = asker.submit(request(max_tokens=900, ignore_eos=True), owner="many")
+        taken = events(asker, busy)
+        waiting = [asker.submit(request(max_tokens=2), owner="many") for _ in range(3)]
+        assert asker.collect(asker.submit(request(max_tokens=2), owner="few")).usage.completion_tokens == 2
+        with pytest.raises(NoCapacity):
+            asker.collect(waiting[-1])
+        asker.collect(busy, taken)
+        assert all(asker.collect(job).usage for job in waiting[:-1])
 
 
 def test_past_the_bound_of_the_queue_there_is_no_capacity() -> None:

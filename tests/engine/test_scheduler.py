@@ -8,6 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from andthen.engine.preemption import divide
 from andthen.engine.scheduler import Bounds, Drop, Fork, Scheduler, Step
 from andthen.engine.sequence import Group, Sequence, State
 
@@ -308,6 +309,101 @@ def test_a_big_request_is_not_overtaken_for_ever() -> None:
     for _ in range(60):
         driver.step()
     assert big.state in (State.READING, State.OPEN)
+
+
+SLOTS = Bounds(cells=40 * 100, ids=24, running=20, batch_tokens=64, cache_cells=400, cache_ids=4, turn_tokens=4)
+
+
+def running_of(driver: Driver, owner: str) -> int:
+    return sum(sequence.group.owner == owner for sequence in driver.scheduler.running)
+
+
+def want(driver: Driver, owner: str, count: int, *, candidates: int = 1, kind: int = 1) -> list[Group]:
+    groups = [Group(owner, prompt(10, kind), max_tokens=80, candidates=candidates) for _ in range(count)]
+    for group in groups:
+        driver.add(group, [80] * candidates)
+    return groups
+
+
+@pytest.mark.parametrize(
+    ("wants", "gets"),
+    [
+        pytest.param({"a": (30, 1)}, {"a": 20}, id="alone it has all"),
+        pytest.param({"a": (30, 1), "b": (30, 1)}, {"a": 10, "b": 10}, id="two share"),
+        pytest.param({"a": (30, 1), "b": (3, 1)}, {"a": 17, "b": 3}, id="what one does not want the other has"),
+        pytest.param({"a": (30, 1), "b": (30, 1), "c": (2, 1)}, {"a": 9, "b": 9, "c": 2}, id="three"),
+        pytest.param({"a": (1, 30), "b": (30, 1)}, {"a": 9, "b": 10}, id="one wide request counts as many"),
+    ],
+)
+def test_owners_that_come_later_get_their_share_soon(wants: dict[str, tuple[int, int]], gets: dict[str, int]) -> None:
+    driver = Driver(SLOTS)
+    for owner, (count, candidates) in wants.items():
+        want(driver, owner, count, candidates=candidates)
+        for _ in range(10):
+            driver.step()
+    found = {owner: running_of(driver, owner) for owner in gets}
+    assert all(abs(found[owner] - gets[owner]) <= 1 for owner in gets), found
+    assert sum(found.values()) >= 19, "nothing is left unused"
+
+
+def test_one_place_is_shared_in_time() -> None:
+    driver = Driver(Bounds(cells=100, ids=4, running=1, batch_tokens=16, turn_tokens=4))
+    (long,) = want(driver, "a", 1)
+    for _ in range(20):
+        driver.step()
+    short = Group("b", prompt(5, 2), max_tokens=4, candidates=1)
+    driver.add(short, [4])
+    for _ in range(10):
+        driver.step()
+    assert short.state is State.DONE
+    run_until_idle(driver)
+    assert long.sequences[0].chosen == list(range(80))
+
+
+@pytest.mark.parametrize("owner", ["a", "b"])
+def test_the_place_of_a_paused_sequence_goes_to_who_wants_it(owner: str) -> None:
+    driver = Driver(Bounds(cells=100, ids=4, running=1, batch_tokens=16))
+    (unread,) = want(driver, "a", 1)
+    for _ in range(5):
+        driver.step()
+    driver.turn(unread, paused=True)
+    for _ in range(20):
+        driver.step()
+    assert running_of(driver, "a") == 1, "it keeps its place while nobody wants it"
+    (other,) = want(driver, owner, 1, kind=2)
+    for _ in range(100):
+        driver.step()
+    assert other.state is State.DONE
+    assert unread.state is State.WAITING
+    driver.turn(unread, paused=False)
+    run_until_idle(driver)
+    assert unread.sequences[0].chosen == list(range(80))
+
+
+def test_a_short_prompt_is_not_read_behind_those_of_another_owner() -> None:
+    driver = Driver(Bounds(cells=40_000, ids=64, running=32, batch_tokens=64))
+    for _ in range(30):
+        driver.add(Group("a", prompt(500, 1), max_tokens=0, candidates=0, scored=True), [])
+    driver.step()
+    short = Group("b", prompt(20, 2), max_tokens=1, candidates=1)
+    driver.add(short, [1])
+    driver.step()
+    assert short.state is State.DONE
+
+
+@pytest.mark.parametrize(
+    ("whole", "wanted", "parts"),
+    [
+        (10, {}, {}),
+        (10, {"a": 100}, {"a": 10}),
+        (10, {"a": 100, "b": 2}, {"a": 8, "b": 2}),
+        (10, {"a": 100, "b": 50}, {"a": 5, "b": 5}),
+        (1, {"a": 3, "b": 2, "c": 1}, {"a": 0, "b": 0, "c": 1}),
+        (0, {"a": 3}, {"a": 0}),
+    ],
+)
+def test_a_step_is_divided_equally(whole: int, wanted: dict[str, int], parts: dict[str, int]) -> None:
+    assert divide(whole, wanted) == parts
 
 
 def test_impossible_transitions_are_refused() -> None:

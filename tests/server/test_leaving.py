@@ -23,6 +23,7 @@ def gone(server: Running) -> int:
     [
         pytest.param("hold", {}, id="waiting for its turn"),
         pytest.param("hold", {"stream": True}, id="stream that waits for its turn"),
+        pytest.param("hold", {"padding": "x" * 90_000}, id="a large body, waiting for its turn"),
         pytest.param("slow", {"max_tokens": 1000}, id="generating"),
         pytest.param("slow", {"max_tokens": 1000, "stream": True}, id="streaming"),
     ],

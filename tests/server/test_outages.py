@@ -88,6 +88,8 @@ class Kept:
         self.server.until(
             lambda: self._settled() + self.counted() >= RUNNING + refused and not self.spooled(), "all is settled"
         )
+        self.server.until(lambda: self.log()["ledger_back"] > 0, "the log has that it is back")
+        self.server.until(lambda: self.log()["keys_fresh_again"] == self.log()["keys_stale"], "so are the keys")
         rows = self.books.requests(self.key_id).values()
         told = Counter((row["status"], row["prompt_tokens"] + row["completion_tokens"]) for row in rows)
         spending = self.books.spending(self.key_id)

@@ -64,6 +64,17 @@ async def test_what_is_not_http_is_garbled(transport: Transport, said: bytes) ->
     assert reply.reached
 
 
+@pytest.mark.parametrize(("interim", "accepted"), [(2, True), (8, True), (9, False), (1000, False)])
+async def test_few_interim_replies_are_passed_over(transport: Transport, interim: int, accepted: bool) -> None:
+    async with serving(saying(b"HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n" * interim + HELLO)) as upstream:
+        if accepted:
+            async with transport.perform(call(upstream), access(), "Peer") as reply:
+                assert await reply.body(99) == b"hello"
+        else:
+            _, error = await failing(transport, call(upstream), access())
+            assert type(error) is UpstreamGarbled
+
+
 @pytest.mark.parametrize("said", [*CUT_SHORT.values()], ids=[*CUT_SHORT])
 async def test_what_is_cut_short_never_ends_clean(transport: Transport, said: bytes) -> None:
     async with serving(saying(said)) as upstream:

@@ -6,7 +6,7 @@ Runs beside the engine's thread; touches nothing that steps touch.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
@@ -20,8 +20,15 @@ from andthen.engine.sequence import Group
 from andthen.engine.text import CandidateText, PromptText
 
 
-def prepare(submit: Submit, link: int, vocabulary: Model, context: int, outbox: list[Job]) -> Job:
-    """The job of a request, ready to be scheduled.
+def prepare(
+    submit: Submit,
+    link: int,
+    vocabulary: Model,
+    context: int,
+    outbox: list[Job],
+    is_wanted: Callable[[], bool] = lambda: True,
+) -> Job | None:
+    """The job of a request, ready to be scheduled; None where nobody waits for it any more.
 
     Args:
         submit: the request and its owner.
@@ -29,6 +36,7 @@ def prepare(submit: Submit, link: int, vocabulary: Model, context: int, outbox: 
         vocabulary: the model's, for its tokens.
         context: the longest sequence that the model's pool takes, in tokens.
         outbox: where the job's events are announced.
+        is_wanted: asked before each prompt.
 
     Raises:
         BadRequest: a token id that the vocabulary does not have, or a prompt that does not fit the context.
@@ -38,6 +46,8 @@ def prepare(submit: Submit, link: int, vocabulary: Model, context: int, outbox: 
     _check_ids("stop_token_ids", request.stop_token_ids, vocabulary)
     job = Job(link, submit.job, request, outbox)
     for index, prompt in enumerate(request.prompts):
+        if not is_wanted():
+            return None
         job.prompts.append(_prompt_job(job, submit.owner, index, prompt, vocabulary, context))
     return job
 

@@ -55,14 +55,13 @@ Emit = Callable[[list[tuple[int, Answer]]], None]
 class _Ticket:
     """A submitted request until its end."""
 
-    __slots__ = ("cancelled", "job", "model", "owner", "runner")
+    __slots__ = ("job", "model", "owner", "runner")
 
     def __init__(self, owner: str) -> None:
         self.owner = owner
         self.job: Job | None = None
         self.runner: Runner | None = None
         self.model = ""
-        self.cancelled = False
 
 
 class Engine:
@@ -206,19 +205,14 @@ class Engine:
             self._fail_unprepared(key, full)
 
     def _fail_unprepared(self, key: tuple[int, int], error: AndthenError) -> None:
-        if key in self._tickets:  # else it was displaced
+        if key in self._tickets:  # else it was displaced or cancelled
             self._end(key)
             self._emit([(key[0], _failed(key[1], error))])
 
     def _start(self, key: tuple[int, int], job: Job, runner: Runner, model: str) -> None:
         ticket = self._tickets.get(key)
-        if ticket is None:  # displaced while it was prepared
+        if ticket is None:  # displaced or cancelled while it was prepared
             self._models.unpin(model)
-            return
-        if ticket.cancelled:
-            self._end(key)
-            self._models.unpin(model)
-            self._emit([(job.link, Emitted(job.number, [Usage(0, 0, cached_tokens=0, source="counted")]))])
             return
         ticket.job, ticket.runner, ticket.model = job, runner, model
         runner.add(job)
@@ -228,7 +222,9 @@ class Engine:
         if ticket is None:
             return
         if ticket.job is None or ticket.runner is None:
-            ticket.cancelled = True
+            self._end(key)
+            link, number = key
+            self._emit([(link, Emitted(number, [Usage(0, 0, cached_tokens=0, source="counted")]))])
         else:
             ticket.runner.cancel(ticket.job)
 
@@ -300,13 +296,15 @@ class Engine:
 
     def _prepare(self, link: int, question: Question) -> None:
         match question:
-            case Submit(number) if (link, number) not in self._tickets:
-                pass  # displaced
             case Submit():
-                known = self._models.know(question.model)
-                job = intake.prepare(question, link, known.vocabulary, known.context, self._outbox)
-                runner = self._models.pin(known)
                 key = (link, question.job)
+                known = self._models.know(question.model)
+                job = intake.prepare(
+                    question, link, known.vocabulary, known.context, self._outbox, lambda: key in self._tickets
+                )
+                if job is None:
+                    return
+                runner = self._models.pin(known)
                 self._commands.put(lambda: self._start(key, job, runner, known.name))
             case Describe(number):
                 self._emit([(link, Described(number, self._models.describe()))])

@@ -13,7 +13,8 @@ from andthen.contract.events import Event
 from andthen.contract.request import CompletionRequest
 
 CREDIT_TOKENS = 1024
-"""Generated tokens that a job may be ahead of its reader before the engine pauses it."""
+"""Generated tokens that a job may be ahead of its reader before the engine pauses it. What is paused for half a second
+gives up its place to whoever wants it, and is computed again when its reader goes on."""
 
 
 class ModelInfo(Struct, frozen=True):

@@ -1,4 +1,4 @@
-"""Which sequences give up their places when a group does not fit beside them.
+"""Which sequences give up their places when a group does not fit beside them, and how a step is divided.
 
 Pure. An owner's share is the largest part that it holds of anything the pool has: places to run in, sequence ids,
 cells (dominant resource fairness: Ghodsi et al. 2011). In this order, and only as far as it helps the group to fit:
@@ -9,8 +9,9 @@ cells (dominant resource fairness: Ghodsi et al. 2011). In this order, and only 
 4. An owner that holds nothing takes turns with one that was served `turn_tokens` more, whatever the shares: so a
    sequence that needs most of the pool shares it in time.
 
-A sequence is computed again when it goes on, so by rules 3 and 4 one is taken only if it would lose little or has got
-`turn_tokens` tokens since it was last admitted: whoever is admitted makes progress.
+A sequence is computed again when it goes on, so that whoever is admitted has to make progress: one that has chosen
+tokens is taken by rule 4 only after `turn_tokens` more since it was last admitted, and by rule 3, which can't take
+turns for ever, after a quarter of them. A prompt that is being read stays.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from andthen.engine.sequence import Group, Sequence, State
 
 PAUSED_S = 0.5
 """A reader that is behind for less is one that reads in bursts: its sequences keep their places."""
+
+_SHORT = 4
 
 Victim = Sequence | Group
 
@@ -48,6 +51,16 @@ class Amount(NamedTuple):
     @property
     def positive(self) -> bool:
         return self.slots > 0 or self.ids > 0 or self.cells > 0
+
+
+def divide(whole: int, wanted: Mapping[str, int]) -> dict[str, int]:
+    """Equal parts of `whole`, where nobody gets more than it wants and what one leaves goes to the others."""
+    parts: dict[str, int] = {}
+    left = whole
+    for place, owner in enumerate(sorted(wanted, key=wanted.__getitem__)):
+        parts[owner] = min(wanted[owner], -(-left // (len(wanted) - place)))
+        left -= parts[owner]
+    return parts
 
 
 class Claim(Struct, frozen=True):
@@ -98,9 +111,8 @@ class Claim(Struct, frozen=True):
         while candidates and choice.missing.positive:
             owner = max(candidates, key=choice.share)
             victim = candidates[owner].pop()
-            left = choice.share(owner, without=victim)
-            ahead = self.served[owner] - self.served[self.group.owner]
-            if left < wanted and not (mine is None and ahead >= self.turn_tokens):
+            in_turn = mine is None and self.served[owner] - self.served[self.group.owner] >= self.turn_tokens
+            if choice.share(owner, without=victim) < wanted and not (in_turn and self._had(victim, self.turn_tokens)):
                 del candidates[owner]
                 continue
             choice.take(victim)
@@ -127,9 +139,16 @@ class Claim(Struct, frozen=True):
 
     def _may_go(self, sequence: Sequence, unread: bool) -> bool:
         if sequence.chosen:
-            return len(sequence.chosen) - sequence.resumed_at >= self.turn_tokens
+            return self._had(sequence, self.turn_tokens // _SHORT)
         # Nothing is lost while a sibling stays for whom the prompt is read; the first is the last to go.
         return unread or sequence is not next(s for s in sequence.group.sequences if s.state is State.RUNNING)
+
+    @staticmethod
+    def _had(victim: Victim, tokens: int) -> bool:
+        """Whether it got so many tokens since it was last admitted, or has nothing to lose or to wait for."""
+        if isinstance(victim, Group) or not victim.chosen or victim.group.paused_at_s is not None:
+            return True
+        return len(victim.chosen) - victim.resumed_at >= tokens
 
 
 class _Choice:

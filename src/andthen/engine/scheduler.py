@@ -20,7 +20,7 @@ from collections.abc import Mapping
 
 from msgspec import Struct
 
-from andthen.engine.preemption import Amount, Claim, Victim
+from andthen.engine.preemption import Amount, Claim, Victim, divide
 from andthen.engine.prefixes import Prefix, PrefixCache
 from andthen.engine.sequence import Group, Sequence, State
 
@@ -289,7 +289,7 @@ class Scheduler:
         return self._shares.get(owner, Amount()).share(self._whole), self._served[owner]
 
     def _make_way(self, group: Group, now_s: float) -> bool:
-        """Preempts others so that the group's next candidate fits; False, with nothing changed, where it has to wait."""
+        """Preempts others so that the group's next candidate fits; False, with nothing changed, if it has to wait."""
         need = self._need(group)
         cached_ids = 0 if self.bounds.cache_ids else self.prefixes.size
         free = Amount(
@@ -488,16 +488,6 @@ class Scheduler:
         self._memory.append(Fork(entry.id, target, len(entry.tokens)))
         self._free(entry.id)
         entry.id = target
-
-
-def divide(whole: int, wanted: Mapping[str, int]) -> dict[str, int]:
-    """Equal parts of `whole`, where nobody gets more than it wants and what one leaves goes to the others."""
-    parts: dict[str, int] = {}
-    left = whole
-    for place, owner in enumerate(sorted(wanted, key=wanted.__getitem__)):
-        parts[owner] = min(wanted[owner], -(-left // (len(wanted) - place)))
-        left -= parts[owner]
-    return parts
 
 
 def _size(reads: list[Read], scored: bool) -> int:

@@ -63,7 +63,8 @@ class EngineSettings(Struct, frozen=True, forbid_unknown_fields=True):
     """Bound of all loaded models' weights and key-value pools; models idle longest are unloaded to keep it.
     0 is half of the machine's memory."""
     max_waiting: Annotated[int, Meta(ge=1)] = 256
-    """Requests that may wait for their turn; past it 503 `no_capacity`."""
+    """Requests that may wait for their turn. Past it the newest request of the key that has most of them waiting gets
+    503 `no_capacity`."""
     max_sequences: Annotated[int, Meta(ge=1, le=254)] = 128
     """Sequences that a model runs at once."""
     batch_tokens: Annotated[int, Meta(ge=32, le=4096)] = 256
