@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from andthen.cache.settings import CacheSettings
+
+CacheOutcome = Literal["hit", "miss", "bypass"]
 
 
 class ReplyStore(Protocol):
@@ -13,3 +19,13 @@ class ReplyStore(Protocol):
 
     async def put(self, name: bytes, kept: bytes) -> None:
         """Keeps it if it can, for as long as the settings say."""
+
+
+@dataclass(frozen=True)
+class Cache:
+    """The response cache of a worker, which all its requests share."""
+
+    settings: CacheSettings
+    store: ReplyStore
+    count: Callable[[CacheOutcome], None]
+    """Counts how a request came out, for the metrics."""

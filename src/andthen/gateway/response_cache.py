@@ -7,32 +7,18 @@ its delay reveals nothing about other keys' requests, and neither does the store
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from andthen import __version__
 from andthen.books.sealing import Seal, Unreadable
 from andthen.cache.replies import Answerer, Kept, Recorder, is_settled, read, subject
-from andthen.cache.settings import CacheSettings
-from andthen.cache.store import ReplyStore
+from andthen.cache.store import Cache, CacheOutcome
 from andthen.gateway.backend import Deployment, Receiver
 from andthen.gateway.context import RequestContext
-
-Outcome = Literal["hit", "miss", "bypass"]
 
 _PURPOSE = "cache"
 _BATCH = 256
 """Events of a stored reply that are sent together; after each batch a slow client is waited for."""
-
-
-@dataclass(frozen=True)
-class Cache:
-    """What all requests of a worker share."""
-
-    settings: CacheSettings
-    store: ReplyStore
-    count: Callable[[Outcome], None]
 
 
 class CacheLookup:
@@ -56,7 +42,7 @@ class CacheLookup:
             self._seal = Seal(ctx.secret or "", _PURPOSE)
         control = _CacheControl.of(ctx)
         self._stores = control.stores
-        outcome: Outcome = "bypass"
+        outcome: CacheOutcome = "bypass"
         if control.reads and self._seal is not None and self._is_settled(ctx.answering):
             self.found = await self._look(cache, self._seal, control.max_age_s)
             outcome = "miss" if self.found is None else "hit"

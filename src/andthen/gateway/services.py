@@ -14,11 +14,11 @@ from andthen.books.replies import KeptReplies
 from andthen.books.store import Store
 from andthen.books.texts import Texts
 from andthen.books.watch import KeyWatch
+from andthen.cache.store import Cache
 from andthen.contract.limits import Limits
 from andthen.engine.client import EngineClient
 from andthen.gateway.billing import Accounts
 from andthen.gateway.catalog import Catalog
-from andthen.gateway.response_cache import Cache
 from andthen.gateway.settings import ServerSettings
 from andthen.http.deadlines import Deadlines
 from andthen.observability.access_log import AccessLog

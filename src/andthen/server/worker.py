@@ -38,12 +38,12 @@ from andthen.books.texts import Texts
 from andthen.books.watch import KeyWatch
 from andthen.cache.memory import MemoryStore
 from andthen.cache.settings import CacheSettings
+from andthen.cache.store import Cache, CacheOutcome
 from andthen.contract.limits import Limits
 from andthen.engine.client import EngineClient
 from andthen.gateway.billing import Accounts, CountTokens
 from andthen.gateway.catalog import Catalog
 from andthen.gateway.local import LocalBackend
-from andthen.gateway.response_cache import Cache, Outcome
 from andthen.gateway.services import Phase, Services
 from andthen.gateway.settings import ServerSettings
 from andthen.http.client import HttpClient
@@ -233,7 +233,7 @@ def _ledger(boot: WorkerBoot, store: SqlStore, measured: metrics.ServerMetrics) 
 async def _cache(settings: CacheSettings, measured: metrics.ServerMetrics) -> AsyncIterator[Cache | None]:
     """Where replies are kept, if they are."""
 
-    def count(outcome: Outcome) -> None:
+    def count(outcome: CacheOutcome) -> None:
         measured.cache_requests[outcome].inc()
 
     if not settings.enabled:
