@@ -86,7 +86,7 @@ LIST_SETTINGS = [
     (section, name)
     for section, kind in config.SECTIONS.items()
     for name, wanted in setting_types(kind).items()
-    if "a list" in describe(wanted)
+    if "a list" in describe(wanted) and "each one of" not in describe(wanted)
 ]
 
 

@@ -24,6 +24,8 @@ import pytest
 from andthen.books.policy import Policy
 from andthen.books.store import open_sqlite
 from andthen.ledger.records import Budget
+from tests.posted import WAIT_S as POSTED_WITHIN_S
+from tests.posted import rows
 from tests.server.running import Answer, Running, running
 from tests.upstream.vendor import Playing, Sent, chunk, json_reply
 
@@ -266,11 +268,16 @@ class House:
         with closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)) as reading:
             return reading.execute(sql).fetchall()
 
-    def last(self) -> dict[str, Any]:
-        """The request that was settled last."""
-        columns = "status, prompt_tokens, completion_tokens, source, cost_micros, reserved_tokens, code"
-        sql = f"SELECT {columns} FROM requests WHERE settled_at_ms NOT NULL ORDER BY settled_at_ms DESC, rowid DESC"
-        return dict(zip(columns.split(", "), self.rows(sql)[0], strict=True))
+    def row(self, answer: Answer) -> dict[str, Any]:
+        """The ledger's row of the request that was answered, once it is posted."""
+        (id,) = (value for name, value in answer.headers.items() if name.lower() == "x-request-id")
+        deadline_s = time.monotonic() + POSTED_WITHIN_S
+        while True:
+            found = {row["id"]: row for row in rows(self.server.home, 0)}
+            if id in found:
+                return found[id]
+            assert time.monotonic() < deadline_s, f"{id} is not in {found}"
+            time.sleep(0.02)
 
     @contextmanager
     def watched(self) -> Iterator[list[float]]:
@@ -352,7 +359,7 @@ def test_a_reply_that_is_far_larger_than_what_was_asked(house: House, name: str)
         pytest.fail(f"others waited for {waits[-1]:.1f} s, {TRIES} times")
     assert house.memory("VmHWM") - before < GROWTH_BYTES
     assert b"upstream_garbled" in answer.body or b"upstream_failed" in answer.body, answer.body[:300]
-    row = house.last()
+    row = house.row(answer)
     assert row["prompt_tokens"] + row["completion_tokens"] <= WORST_TOKENS
     if scenario in ("tokens", "text", "events"):
         assert (row["completion_tokens"], row["source"]) == (MAX_TOKENS, "bounded")
@@ -366,7 +373,7 @@ def test_usage_that_cannot_be_is_bounded_and_marked(house: House, language: str,
     if language == "bedrock_converse" and stream:
         pytest.skip("its streams are binary")
     answer = house.ask(language, "usage", stream=stream, key=house.bounded if bounded else None)
-    row = house.last()
+    row = house.row(answer)
     assert row["prompt_tokens"] + row["completion_tokens"] <= WORST_TOKENS
     assert row["cost_micros"] <= WORST_TOKENS
     assert str(HUGE).encode() not in answer.body
@@ -381,7 +388,7 @@ def test_an_honest_overhead_is_written_down_but_no_budget_is_charged_more_than_w
 ) -> None:
     answer = house.ask("cohere", "believable", key=house.bounded if bounded else None)
     assert answer.json["usage"]["prompt_tokens"] == 500
-    row = house.last()
+    row = house.row(answer)
     called = house.rows("SELECT prompt_tokens, completion_tokens, source FROM calls ORDER BY rowid DESC LIMIT 1")
     assert called == [(500, 3, "vendor")]
     if bounded:
@@ -425,7 +432,8 @@ def test_nothing_of_a_key_comes_back_through_another_server_of_this_contract(hou
 def test_nothing_of_a_key_is_left_behind(house: House) -> None:
     for language in LANGUAGES:
         for scenario in ("401", "reason", "names", "event"):
-            house.ask(language, scenario)
+            answer = house.ask(language, scenario)
+    house.row(answer)
     clean(house.server.log)
     clean(house.server.ask("GET", "/metrics").body.decode())
     for (table,) in house.rows("SELECT name FROM sqlite_master WHERE type = 'table'"):
