@@ -8,6 +8,7 @@ nothing is built of what nobody asked for; each field's own decoder reads its va
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -129,14 +130,18 @@ class Table:
         self._readers = [(field.name, _decoder(field), field.shape.refine, field) for field in fields]
         self._rows = [(field.name, field.shape.refine) for field in fields]
         self._decode = msgspec.json.Decoder(_body_struct(fields)).decode
+        self._few_values = min((field.shape.most_values or sys.maxsize for field in fields), default=sys.maxsize)
 
     def decode(self, body: bytes) -> dict[str, Any] | None:
         """The values of a well-formed body without unknown fields, in one typed pass: the same as `split` and `read`
-        give. None where the body needs these two: it is ill-formed, has unknown fields, or writes integers as floats.
+        give. None where the body needs these two: it is ill-formed, has unknown fields, writes integers as floats, or
+        has so many values that a field may hold more than its most.
 
         Raises:
             BadRequest: a value has the right type and is wrong all the same.
         """
+        if len(body) > self._few_values and body.count(b",") >= self._few_values:
+            return None
         try:
             values = msgspec.structs.astuple(self._decode(body))
         except (ValidationError, msgspec.DecodeError, RecursionError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ def sqlite_engine(path: Path, busy_timeout_s: float, durability: Durability) -> 
     # mode=rw, because SQLite would otherwise put a new empty database where ours went missing.
     url = sa.URL.create("sqlite", database=f"file:{quote(str(path.resolve()))}", query={"mode": "rw", "uri": "true"})
     engine = sa.create_engine(url, connect_args={"timeout": busy_timeout_s}, paramstyle="named")
-    _adapt_to_sqlite(engine, path, durability)
+    _adapt_to_sqlite(engine, path, busy_timeout_s, durability)
     return engine
 
 
@@ -70,11 +71,11 @@ def _no_copy(path: Path, reason: str) -> StoreUnavailable:
     )
 
 
-def _adapt_to_sqlite(engine: sa.Engine, path: Path, durability: Durability) -> None:
+def _adapt_to_sqlite(engine: sa.Engine, path: Path, busy_timeout_s: float, durability: Durability) -> None:
     def connected(connection: Any, record: Any) -> None:
         connection.isolation_level = None  # `began` opens the transactions: DDL belongs to them then
         cursor = connection.cursor()
-        cursor.execute("PRAGMA journal_mode = WAL")
+        _use_write_ahead_log(cursor, busy_timeout_s, engine.dialect.loaded_dbapi)
         # With a write-ahead log NORMAL loses nothing when processes die, and FULL nothing when the power does
         # (https://sqlite.org/pragma.html#pragma_synchronous).
         cursor.execute(_WAITS[durability])
@@ -103,6 +104,19 @@ def _adapt_to_sqlite(engine: sa.Engine, path: Path, durability: Durability) -> N
     event.listen(engine, "checkout", checked_out)
     event.listen(engine, "checkin", checked_in)
     event.listen(engine, "begin", began)
+
+
+def _use_write_ahead_log(cursor: Any, busy_timeout_s: float, driver: Any) -> None:
+    """SQLite does not wait here for a process that makes the database or, as the last one, closes it."""
+    deadline_s = time.monotonic() + busy_timeout_s
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except driver.OperationalError as error:
+            if not error.sqlite_errorname.startswith("SQLITE_BUSY") or time.monotonic() >= deadline_s:
+                raise
+        time.sleep(0.01)
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
