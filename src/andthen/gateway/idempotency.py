@@ -112,7 +112,7 @@ async def _play(ctx: RequestContext, pieces: AsyncIterator[Piece], *, replayed: 
                 _start(ctx, piece, replayed=replayed)
             continue
         if replayed and (not isinstance(piece, Data) or piece.last):
-            await settle(ctx)
+            await settle(ctx, status=None if start is None else start.status)
         # A whole reply's head waits for its body: until then it can be found out whether the client is still there.
         if ctx.status is None and start is not None:
             _start(ctx, start, replayed=replayed)

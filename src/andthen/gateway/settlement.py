@@ -44,11 +44,12 @@ async def reserve(ctx: RequestContext) -> None:
         await ctx.billing.reserve(ctx)
 
 
-async def settle(ctx: RequestContext, error: BaseException | None = None) -> None:
+async def settle(ctx: RequestContext, error: BaseException | None = None, *, status: int | None = None) -> None:
     """Writes down how the request ended. Only the first call counts; one that is cancelled counts too.
 
     Args:
         error: what ended it, if not its whole reply.
+        status: of the reply, if that has not begun.
     """
     if ctx.settles_later and error is None:
         return
@@ -65,7 +66,7 @@ async def settle(ctx: RequestContext, error: BaseException | None = None) -> Non
         billing, ctx.billing = ctx.billing, None
         if billing is not None:
             _describe(ctx, billing)
-            await billing.settle(_outcome(ctx, error))
+            await billing.settle(_outcome(ctx, error, ctx.status or status or 200))
 
 
 def _describe(ctx: RequestContext, billing: Account) -> None:
@@ -73,8 +74,8 @@ def _describe(ctx: RequestContext, billing: Account) -> None:
     billing.describe(model, ctx.request)
 
 
-def _outcome(ctx: RequestContext, error: BaseException | None) -> Outcome:
-    status, ended_by, code = _ending(error, ctx.status or 200, stopping=ctx.services.stopping)
+def _outcome(ctx: RequestContext, error: BaseException | None, status: int) -> Outcome:
+    status, ended_by, code = _ending(error, status, stopping=ctx.services.stopping)
     return Outcome(
         status=status,
         ended_by=ended_by,
