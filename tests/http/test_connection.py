@@ -335,6 +335,27 @@ def test_draining_answers_what_has_arrived_and_closes_what_is_idle(loop_kind: st
         assert drained.wait(WAIT_S)
 
 
+@pytest.mark.parametrize("loop_kind", LOOPS)
+def test_draining_answers_what_was_sent_before_and_not_yet_read(loop_kind: str) -> None:
+    with serving(loop_kind) as served, ExitStack() as stack:
+        kept = stack.enter_context(served.connect())
+        answered(kept)
+        clients: list[socket.socket] = [kept]
+
+        def send_and_drain() -> None:
+            """In the server's own thread, so that it reads nothing in between."""
+            clients.extend(stack.enter_context(served.connect()) for _ in range(100))
+            for client in clients:
+                client.sendall(get("/"))
+            clients.append(served.loop.create_task(served.server.drain()))  # type: ignore[arg-type]
+
+        served.call(send_and_drain)
+        clients.pop()
+        for client in clients:
+            (reply,) = replies(read_all(client))
+            assert (reply.status, reply.headers[b"connection"]) == (200, b"close")
+
+
 def test_the_status_line_names_the_status(served: Served) -> None:
     for status, phrase in ((200, b"OK"), (404, b"Not Found"), (503, b"Service Unavailable"), (204, b"No Content")):
         line = asked(served, get(f"/status/{status}", "connection: close")).partition(b"\r\n")[0]

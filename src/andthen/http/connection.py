@@ -151,9 +151,7 @@ class Connection(asyncio.Protocol):
         peer = transport.get_extra_info("peername")
         self._address = peer[0] if peer else ""
         self._server.connections.add(self)
-        if self._server.draining:
-            self._transport.close()
-        elif self._refused is not None:
+        if self._refused is not None:
             self._wait(_Phase.HEAD, _SILENT_S)
         else:
             self._wait(_Phase.HEAD, self._server.settings.header_timeout_s)

@@ -13,7 +13,11 @@ from andthen.http.deadlines import Deadlines
 
 _ACCEPTED_AT_ONCE = 32
 """Connections taken in one turn of the event loop; the next turn goes on."""
+_ACCEPTED_AT_LAST = 64
+"""Times that so many are taken before the server stops listening: whoever is left in the queue then is reset."""
 _ACCEPT_AGAIN_S = 0.2
+_LAST_READ_S = 0.1
+"""How long requests that are on their way may take to arrive when the server drains."""
 _NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
@@ -48,9 +52,14 @@ class HttpServer(Serving):
             connection.renew()
 
     async def drain(self) -> None:
-        """Accepts nothing more, closes idle connections, and returns once all requests are answered."""
+        """Accepts nothing more, closes idle connections, and returns once all requests are answered.
+
+        What was sent before is taken: who waits in the socket's queue is accepted, and every connection may be read
+        once more before it counts as idle.
+        """
         self.draining = True
         self._stop_listening()
+        await asyncio.sleep(_LAST_READ_S)
         for connection in tuple(self.connections):
             connection.drain()
         while self.connections or self.tasks:
@@ -62,29 +71,34 @@ class HttpServer(Serving):
             connection.abort()
 
     def _stop_listening(self) -> None:
-        if self._accept_later is not None:
-            self._accept_later.cancel()
-        if self._listening is not None:
-            self.loop.remove_reader(self._listening)
-            self._listening.close()
-            self._listening = None
+        listening, self._listening = self._listening, None
+        if listening is not None:
+            tries = 0
+            while tries < _ACCEPTED_AT_LAST and self._accept(listening):
+                tries += 1
+            if self._accept_later is not None:
+                self._accept_later.cancel()
+            self.loop.remove_reader(listening)
+            listening.close()
 
-    def _accept(self, listening: socket.socket) -> None:
+    def _accept(self, listening: socket.socket) -> bool:
+        """False if no more can be accepted now."""
         for _ in range(_ACCEPTED_AT_ONCE):
             try:
                 accepted, _ = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
+                return False
             except OSError as error:
                 if error.errno not in _NO_RESOURCES:
                     raise
                 self._pause_accepting(listening)
-                return
+                return False
             accepted.setblocking(False)
             self.keep(self.loop.create_task(self._connect(accepted)))
             if not spare_for_upstream(accepted.fileno()):
                 self._pause_accepting(listening)
-                return
+                return False
+        return True
 
     async def _connect(self, accepted: socket.socket) -> None:
         refused = None if spare_for_clients(accepted.fileno()) else refusal()

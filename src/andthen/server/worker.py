@@ -78,7 +78,10 @@ read there, and the system's resolver. All settings, and the vendors' keys, come
 _ENGINE_WAIT_S = 20.0
 """How long a new worker leaves connections waiting for the engine's first answer, before it refuses them."""
 _LAST_GRACE_S = 5
-"""What replies may take after the drain's bound, when every request has been ended by an error."""
+"""How long requests may take to end after the drain's bound, when each is being ended by an error: settling one may wait
+for the engine or the database. Then it is not waited for any more."""
+_LAST_REPLY_S = 1
+"""How long those last errors may take to be sent."""
 
 _LOG = structlog.get_logger("andthen.server")
 
@@ -313,7 +316,8 @@ async def _serve_http(boot: WorkerBoot, front: _Front, stop: asyncio.Event, on_s
     await stop.wait()
     bounds = [
         loop.call_later(front.drain_s, front.app.stop),
-        loop.call_later(front.drain_s + _LAST_GRACE_S, front.http.abort),
+        loop.call_later(front.drain_s + _LAST_GRACE_S, front.app.stop),
+        loop.call_later(front.drain_s + _LAST_GRACE_S + _LAST_REPLY_S, front.http.abort),
     ]
     try:
         await front.http.drain()
