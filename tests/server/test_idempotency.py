@@ -58,6 +58,8 @@ def test_the_same_request_gets_the_same_reply_and_is_worked_on_once(scripted: Ru
     assert first.headers["x-request-id"] != second.headers["x-request-id"]
     assert first.headers["x-request-id"] in first.body.decode()
     assert second.headers["x-andthen-plan"] == first.headers["x-andthen-plan"]
+    ids = {reply.headers["x-request-id"] for reply in (first, second)}
+    scripted.until(lambda: ids <= {row["id"] for row in rows(scripted.home) if row["status"]}, "they are posted")
     mine = {row["id"]: row for row in rows(scripted.home)}
     assert mine[first.headers["x-request-id"]]["origin"] == "model"
     replay = mine[second.headers["x-request-id"]]
@@ -134,7 +136,11 @@ def test_the_work_goes_on_when_its_client_leaves(scripted: Running, stream: bool
     assert reply.headers["idempotent-replayed"] == "true"
     assert "".join(re.findall(r'"text":\s?"([^"]*)"', reply.body.decode())) == " 1 2 3 4 5"
     assert counted(scripted) == before + 5
-    (row,) = (row for row in rows(scripted.home) if row["id"] in reply.body.decode())
+    request_id = reply.json["id"] if not stream else re.findall(r'"id":"([^"]+)"', reply.body.decode())[0]
+    scripted.until(
+        lambda: any(row["id"] == request_id and row["status"] for row in rows(scripted.home)), "it is posted"
+    )
+    (row,) = (row for row in rows(scripted.home) if row["id"] == request_id)
     assert (row["status"], row["ended_by"], row["completion_tokens"]) == (200, "reply", 5)
 
 
@@ -189,7 +195,7 @@ model = "m"
 @pytest.mark.parametrize("stream", [False, True])
 def test_an_error_that_was_billed_is_kept_and_told_again(before_a_vendor: tuple[Running, Vendor], stream: bool) -> None:
     server, vendor = before_a_vendor
-    before = len(vendor.sent)
+    before, rows_before = len(vendor.sent), len(rows(server.home))
     bodies = []
     for _ in range(2):
         header = f"idempotency-key: broken-{stream}"
@@ -199,6 +205,7 @@ def test_an_error_that_was_billed_is_kept_and_told_again(before_a_vendor: tuple[
     assert b'"upstream_garbled"' in bodies[0]
     assert b"[DONE]" not in bodies[0]
     assert len(vendor.sent) == before + 1
+    server.until(lambda: len(rows(server.home)) == rows_before + 2, "both are posted")
     replay = rows(server.home)[-1]
     assert (replay["origin"], replay["status"], replay["ended_by"]) == (
         ("replay", 200, "reply") if stream else ("replay", 502, "error")
@@ -215,7 +222,7 @@ def test_tokens_are_counted_once_for_who_leaves_while_the_reply_is_kept(tmp_path
             server.until(
                 lambda: bool(server.events("request")) and server.events("request")[-1]["status"] == 499, "left"
             )
-        server.until(lambda: rows(server.home)[0]["status"] == 200, "settled")
+        server.until(lambda: [row["status"] for row in rows(server.home)] == [200], "settled")
         assert counted(server) == 3
 
 

@@ -68,6 +68,7 @@ def test_an_admin_sees_all_keys_and_nobody_else_does(
 
 def test_a_key_says_of_how_many_days(reader: Server) -> None:
     reader.complete(max_tokens=1)
+    assert len(json.loads(reader.get("/v4/beta/usage"))["data"]) == 1
     with closing(sqlite3.connect(reader.home / "andthen.db")) as raw, raw:
         raw.execute("UPDATE requests SET started_at_ms = started_at_ms - 40 * 86400000")
     assert json.loads(reader.get("/v4/beta/usage"))["data"] == []

@@ -110,6 +110,7 @@ async def create_key(services: Services, exchange: Exchange) -> None:
 
 
 async def show_key(services: Services, exchange: Exchange) -> None:
+    await services.accounts.ledger.catch_up()
     await _reply(exchange, await _ask(_shown, services.store, _named(exchange)))
 
 

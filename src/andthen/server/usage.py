@@ -45,6 +45,7 @@ async def show_usage(services: Services, exchange: Exchange) -> None:
     days = _days(exchange.query)
     if exchange.key is None:
         raise InvalidApiKey("No API key was sent: send it as the header `x-api-key` or as a bearer token.")
+    await services.accounts.ledger.catch_up()
     reply = await _ask(services.store, functools.partial(_own, key=exchange.key, days=days))
     await exchange.reply(200, JSON, _encode(reply))
 
@@ -52,6 +53,7 @@ async def show_usage(services: Services, exchange: Exchange) -> None:
 async def list_usage(services: Services, exchange: Exchange) -> None:
     """Of all keys; as the query says, `?days=31`."""
     days = _days(exchange.query)
+    await services.accounts.ledger.catch_up()
     rows = await _ask(services.store, functools.partial(_all, days=days))
     await exchange.reply(200, JSON, _encode(UsageList(data=rows)))
 
