@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from andthen.ledger.records import Budget
 from tests.books.own_postgres import OwnPostgres, postgres_of_its_own
 from tests.books.sites import Books
 from tests.server.running import COMPLETIONS, WAIT_S, Running, read_until, running
@@ -167,7 +168,11 @@ def test_what_needs_a_descriptor_says_that_there_is_none(
 ) -> None:
     settings = f'[models."team/text"]\naddress = "{vendor}"\nlanguage = "openai_completions"\nprivate = true\n'
     with running(tmp_path / "home", settings, database=postgres.url) as server, closing(Books(postgres.url)) as books:
+        # What its budget holds is in the database, so that the database is needed.
+        server.key, _ = books.issue("bounded", budgets=(Budget(window="total", tokens=10_000),))
         kept = Kept(server)
+        server.key, _ = books.issue("unheard", budgets=(Budget(window="total", tokens=10_000),))
+        server.until(lambda: server.ask("GET", "/v4/beta/usage").status == 200, "the key is known")
         with closing(kept.connection):
             with bounded(server, 0):
                 lose(server, books)

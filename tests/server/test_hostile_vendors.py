@@ -265,6 +265,8 @@ class House:
             return Answer(reply.status, dict(reply.getheaders()), body)
 
     def rows(self, sql: str) -> list[tuple[Any, ...]]:
+        """Once what was asked is posted: the route that tells of usage waits for that."""
+        assert self.server.ask("GET", "/v4/beta/usage").status == 200
         with closing(sqlite3.connect(f"file:{self.database}?mode=ro", uri=True)) as reading:
             return reading.execute(sql).fetchall()
 

@@ -26,4 +26,6 @@ def test_what_is_too_old_goes_while_the_server_runs_and_what_is_not_stays(tmp_pa
                 time.sleep(0.05)
             assert store.usage(["day", "key", "model"]) == used
             server.complete(max_tokens=1)
-            assert len(list(store.export("requests"))) == 2
+            while len(list(store.export("requests"))) != 2:
+                assert time.monotonic() < deadline + WAIT_S
+                time.sleep(0.05)

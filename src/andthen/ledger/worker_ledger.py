@@ -25,6 +25,7 @@ GATHER_S = 0.1
 """The database is written to no more often, so that what goes through quickly costs one insert, and many share one
 commit."""
 _RETRY_S = 0.25
+_CATCH_UP_POLL_S = 0.02
 _SLOW_S = 2.0
 """A database that takes longer is as good as gone to who waits for it."""
 _UNRECORDED_EVERY_S = 60.0
@@ -102,6 +103,13 @@ class WorkerLedger:
         if not self._thread.is_alive() and self._posting.posted == self.journal.end and not self.journal.unwritten:
             self.journal.delete()
         self.journal.__exit__()
+
+    async def catch_up(self, within_s: float = 1.0) -> None:
+        """Until the database has what was appended by now, or for so long: who reads it then finds its own writes."""
+        end, due_s = self.journal.end, time.monotonic() + within_s
+        while self._posting.posted < end and time.monotonic() < due_s:
+            self._woken.set()
+            await asyncio.sleep(_CATCH_UP_POLL_S)
 
     def append_intent(self, intent: Intent) -> PendingWrite:
         """Raises: JournalUnavailable"""

@@ -109,6 +109,7 @@ async def create_key(ctx: RequestContext) -> None:
 
 
 async def show_key(ctx: RequestContext) -> None:
+    await ctx.services.accounts.ledger.catch_up()
     await _reply(ctx, await _ask(_shown, ctx.services.store, _named(ctx)))
 
 

@@ -44,6 +44,7 @@ async def show_usage(ctx: RequestContext) -> None:
     days = _days(ctx.query)
     if ctx.key is None:
         raise InvalidApiKey("No API key was sent: send it as the header `x-api-key` or as a bearer token.")
+    await ctx.services.accounts.ledger.catch_up()
     reply = await _ask(ctx.services.store, functools.partial(_own, key=ctx.key, days=days))
     await ctx.reply(200, JSON, _encode(reply))
 
@@ -51,6 +52,7 @@ async def show_usage(ctx: RequestContext) -> None:
 async def list_usage(ctx: RequestContext) -> None:
     """Of all keys; as the query says, `?days=31`."""
     days = _days(ctx.query)
+    await ctx.services.accounts.ledger.catch_up()
     rows = await _ask(ctx.services.store, functools.partial(_all, days=days))
     await ctx.reply(200, JSON, _encode(UsageList(data=rows)))
 
