@@ -78,8 +78,8 @@ read there, and the system's resolver. All settings, and the vendors' keys, come
 _ENGINE_WAIT_S = 20.0
 """How long a new worker leaves connections waiting for the engine's first answer, before it refuses them."""
 _LAST_GRACE_S = 5
-"""How long requests may take to end after the drain's bound, when each is being ended by an error: settling one may wait
-for the engine or the database. Then it is not waited for any more."""
+"""How long requests may take to end after the drain's bound, when each is being ended by an error: settling one may
+wait for the engine or the database. Then it is not waited for any more."""
 _LAST_REPLY_S = 1
 """How long those last errors may take to be sent."""
 
