@@ -7,6 +7,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+import re
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, closing
@@ -186,7 +187,7 @@ def play_it(scenario: Scenario, redis: OwnRedis) -> None:
 def test_no_secret_is_told(scenario: Scenario) -> None:
     home = scenario.server.home
     log = (home / "server.log").read_text()
-    assert '"level": "debug"' in log
+    assert re.search('"level": ?"debug"', log)
     assert scenario.statuses >= {200, 400, 401, 403, 404, 405, 502, 503}
     rows = list(scenario.rows())
     assert any(row.startswith("calls") for row in rows)

@@ -69,8 +69,8 @@ async def _parse(ctx: RequestContext) -> CompletionRequest:
     large = len(body) > LARGE_BYTES
     request = await offload(parse, body, services.limits) if large else parse(body, services.limits)
     ctx.request = request
-    if request.ignored:
-        ctx.reply_headers.append((b"x-andthen-ignored", _ignored(request.ignored)))
+    if request.ignored and (names := _ignored(request.ignored)):
+        ctx.reply_headers.append((b"x-andthen-ignored", names))
     ctx.asked_deployment = services.catalog.find(request.model)
     if services.telemetry is not None:
         ctx.note = Note(request=request, asked=services.catalog.asked_label(request.model))

@@ -129,6 +129,10 @@ class StreamReply(Reply):
             if ctx.http.write_paused:
                 ctx.pause()
 
+    async def complete(self) -> None:
+        """Waits until the client has read most of it, so that one that stopped reading is recorded as gone."""
+        await self._ctx.drain()
+
     async def finish(self) -> None:
         if self._ctx.status is None:
             self._open()
