@@ -278,6 +278,8 @@ class Connection(asyncio.Protocol):
             self._wait(_Phase.LINGER, _LINGER_S)
         elif self._requests[-1].body_complete:
             self._deaf = True
+            if self._phase is _Phase.HEAD:
+                self._stop_waiting()
 
     # Reading:
 
@@ -394,7 +396,7 @@ class Connection(asyncio.Protocol):
         lines.append(b"x-should-retry: true\r\n" if error.should_retry else b"x-should-retry: false\r\n")
         if error.retry_after_s is not None:
             lines.append(b"retry-after: %d\r\n" % error.retry_after_s)
-        self._transport.write(b"".join([*lines, b"connection: close\r\n\r\n", body]))
+        self.send(b"".join([*lines, b"connection: close\r\n\r\n", body]))
         self._end()
 
     def _end(self) -> None:
@@ -426,7 +428,7 @@ class Connection(asyncio.Protocol):
                 self._refuse(RequestTimeout(f"The request's headers took longer than {bound_s:g} s."))
             else:
                 self._transport.close()
-        elif phase is _Phase.BODY:
+        elif phase is _Phase.BODY and self._requests:
             stall_s = self._server.settings.body_stall_s
             self._requests[0].fail_body(
                 RequestTimeout(f"The request's body paused for {stall_s:g} s: send it in one go.")
@@ -455,6 +457,6 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
             return
         else:
-            self._transport.write(CONTINUE)
+            self.send(CONTINUE)
         self._probe_s *= _PROBE_GROWTH
         self._wait(_Phase.PROBE, self._probe_s)
