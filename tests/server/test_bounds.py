@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
+from typing import Any
 
 import pytest
 
@@ -188,20 +189,23 @@ def test_leaving_behind_garbage_ends_the_work(scripted: Running) -> None:
 
 
 def test_the_log_has_no_traceback_and_nothing_of_prompts_and_keys(scripted: Running) -> None:
-    scripted.complete("unmentionable words", user="unmentionable user", unmentionable_field=1, max_tokens=1)
+    done = scripted.complete("unmentionable words", user="unmentionable user", unmentionable_field=1, max_tokens=1)
     scripted.ask("GET", "/unmentionable-path", x_api_key="unmentionable-key")
-    scripted.complete("x", model="local/unmentionable")
-    scripted.until(  # a line is written after its reply
-        lambda: any(line.get("code") == "model_not_found" for line in scripted.events("request")), "the log has it"
-    )
+    refused = scripted.complete("x", model="local/unmentionable")
+
+    def lines() -> dict[str, dict[str, Any]]:
+        return {line["request"]: line for line in scripted.events("request")}
+
+    ids = [reply.headers["x-request-id"] for reply in (done, refused)]
+    scripted.until(lambda: lines().keys() >= set(ids), "the log has them")  # lines are written after their replies
     log = scripted.log
     assert "unmentionable" not in log
     assert scripted.key not in log
     assert "Traceback" not in log
-    line = [line for line in scripted.events("request") if line["route"] == "completions" and line["status"] == 200][-1]
+    line, refusal = (lines()[id] for id in ids)
     assert line["model"] == "local/count"
     assert line["key_id"].startswith("key_")
     assert (line["prompt_tokens"], line["completion_tokens"]) == (3, 1)
     assert "code" not in line
-    assert [line["code"] for line in scripted.events("request") if line["status"] == 404][-1] == "model_not_found"
+    assert (refusal["status"], refusal["code"]) == (404, "model_not_found")
     assert "unmentionable" not in scripted.ask("GET", "/metrics").body.decode()

@@ -67,12 +67,23 @@ def descriptors(server: Running) -> set[int]:
     return {int(name) for name in os.listdir(f"/proc/{server.process.pid}/fd")}  # noqa: PTH208 - names alone
 
 
+def lasting_descriptors(server: Running) -> set[int]:
+    """Those that stay for half a second: the thread that posts the journal opens files for moments."""
+    found = descriptors(server)
+    for _ in range(20):
+        time.sleep(0.5)
+        before, found = found, descriptors(server)
+        if found == before:
+            break
+    return found
+
+
 @contextmanager
 def bounded(server: Running, room: int) -> Iterator[None]:
     """It may open so many files more."""
     pid = server.process.pid
     soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-    opened = descriptors(server)
+    opened = lasting_descriptors(server)
     free = [number for number in range(len(opened) + room + 1) if number not in opened]
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (free[room], hard))
     try:

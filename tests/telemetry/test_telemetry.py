@@ -198,7 +198,6 @@ def test_a_completion_under_an_idempotency_key_is_told_once_and_its_repetition_w
         f"00-{TRACE}-{'0' * 16}-01",
         f"ff-{TRACE}-{PARENT}-01",
         f"{TRACEPARENT}-more",
-        f"00-{TRACE}-{PARENT}-01" + " " * 3000,
         f"{TRACEPARENT}\xe4",
     ],
 )

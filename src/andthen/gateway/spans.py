@@ -15,6 +15,7 @@ def record_work(note: Note, ctx: RequestContext) -> None:
     """The model's work has ended, whatever ended it."""
     deployments = {deployment.model: deployment for deployment, _ in ctx.planned}
     note.answerer = _answerer(ctx.answering)
+    note.first_text_s = ctx.first_text_s
     note.usage = ctx.usage
     note.exchanges = [(_answerer(deployments[model]), exchange) for model, exchange in ctx.exchanges]
 
