@@ -141,7 +141,10 @@ class Keeper(threading.Thread):
             if time.monotonic() - began_s >= _HEALTHY_S:
                 delay_s = _FIRST_DELAY_S
             _LOG.error("process_died", place=self._place, by=_cause(code), restart_in_s=delay_s)
-            self._on_death(code)
+            try:
+                self._on_death(code)
+            except OSError:  # of a file: the process is started again all the same
+                _LOG.exception("process_death_not_counted", place=self._place)
             self._told.wait(delay_s)
             delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
 

@@ -11,6 +11,7 @@ mapped file while the disk is full is killed by SIGBUS.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import struct
 from bisect import bisect_left
@@ -160,11 +161,11 @@ class MetricStore:
 
 
 def mark_dead(run_dir: Path, place: str) -> None:
-    """The process died: its gauges no longer count. Its counters do."""
-    path = run_dir / f"{place}{_SUFFIX}"
-    if path.exists():
-        memory = _map(path)
-        _HEADER.pack_into(memory, 0, 0, _HEADER.unpack_from(memory)[1])
+    """The process died: its gauges no longer count. Its counters do. Raises OSError."""
+    with contextlib.suppress(FileNotFoundError), (run_dir / f"{place}{_SUFFIX}").open("r+b") as file:
+        _, index_bytes = _HEADER.unpack(file.read(_HEADER.size))
+        file.seek(0)
+        file.write(_HEADER.pack(0, index_bytes))
 
 
 def read_all(run_dir: Path, metrics: dict[str, Metric]) -> Iterator[tuple[Key, tuple[float, ...]]]:
