@@ -310,7 +310,7 @@ class HubBudgets(_Linked):
         self._held: set[str] = set()
         """Requests that the hub holds something for, or may."""
         self._owed: dict[str, Release] = {}
-        """What the hub could not be told."""
+        """Releases that could not be sent to the hub yet."""
 
     def try_reserve(self, hold: Hold) -> Shortfall | bool:  # noqa: ARG002 - only the hub can
         """As the protocol says: only the hub can."""

@@ -320,7 +320,7 @@ class NoCapacity(ServerError):
 
 
 class NoDescriptors(NoCapacity):
-    """This process has no file descriptor left, whoever it was for."""
+    """This process has no free file descriptor."""
 
 
 class EngineRestarted(ServerError):

@@ -17,8 +17,8 @@ from msgspec import Struct
 
 FinishReason = Literal["stop", "length", "content_filter"]
 Counted = Literal["vendor", "counted", "estimated", "bounded"]
-"""Where a number of tokens comes from: told by who made them, counted as they came, estimated from their bytes, or the
-most that was asked for, because what the vendor told or sent is more than the call can have come to."""
+"""Where a number of tokens comes from: reported by the vendor, counted as they came, estimated from their bytes, or the
+most that was asked for, because the vendor reported or sent more than the call can have used."""
 
 
 class Alternative(Struct, frozen=True, array_like=True, gc=False):

@@ -128,7 +128,7 @@ def worst_prompt_tokens(prompt: Prompt, tokens: int | None = None) -> int:
     """The most that a prompt can come to in one call.
 
     Args:
-        tokens: as the model's own tokenizer counts it, where that is at hand.
+        tokens: as the model's own tokenizer counts it, if there is one.
 
     A tokenizer makes at least a byte of each token of a text; 64 more are for what a vendor puts around it.
     """

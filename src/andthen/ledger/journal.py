@@ -7,7 +7,7 @@ written.
 A journal is a lock file and numbered segments in one folder. Who holds the lock lives; without, anybody may post what
 the segments hold and delete them. A segment begins with a header of 16 bytes that says how far it is posted. A record
 is its length and its CRC-32, both 32 bits little-endian, and then MessagePack. A process that dies while it writes
-leaves part of a record at the end, which is ignored: nobody was told that it is written.
+leaves part of a record at the end, which is ignored: no request relied on it.
 """
 
 from __future__ import annotations

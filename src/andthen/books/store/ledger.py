@@ -1,9 +1,9 @@
 """The ledger in the database: requests, their calls, what keys have spent, and what owners of budgets have drawn.
 
 A batch is posted in one transaction, under a lock on each of its keys that is held until it is committed and was taken
-before anything else: two writers never wait for each other in a circle, and whoever draws from a budget sees all that
-is spent of it. A budget's row comes into being with what the ledger knows of the period, so a budget that is set in the
-middle of a month counts the whole month.
+before anything else: two writers never deadlock, and one that draws from a budget sees all that is spent of it. A
+budget's row comes into being with what the ledger knows of the period, so a budget that is set in the middle of a month
+counts the whole month.
 """
 
 from __future__ import annotations
